@@ -1,0 +1,71 @@
+"""Building blocks of the world models, as flax.linen modules, and distributions as pytrees."""
+
+from jaxwm.nn.coders import (
+    Decoder,
+    Encoder,
+    ImageDecoder,
+    ImageEncoder,
+    Kind,
+    VectorDecoder,
+    VectorEncoder,
+    patchify,
+    unpatchify,
+)
+from jaxwm.nn.convolution import StrideConv, StrideConvTranspose, conv_stride2, conv_transpose_stride2
+from jaxwm.nn.distributions import (
+    Bernoulli,
+    Normal,
+    OneHot,
+    PixelSquaredError,
+    SymlogSquaredError,
+    TwoHot,
+)
+from jaxwm.nn.layers import (
+    MLP,
+    Activation,
+    BlockLinear,
+    Linear,
+    Norm,
+    RMSNorm,
+    activate,
+    fan_in_normal,
+    normalise,
+    symexp,
+    symlog,
+)
+from jaxwm.nn.recurrent import BlockGRU, GRUCell
+
+__all__ = [
+    "MLP",
+    "Activation",
+    "Bernoulli",
+    "BlockGRU",
+    "BlockLinear",
+    "Decoder",
+    "Encoder",
+    "GRUCell",
+    "ImageDecoder",
+    "ImageEncoder",
+    "Kind",
+    "Linear",
+    "Norm",
+    "Normal",
+    "OneHot",
+    "PixelSquaredError",
+    "RMSNorm",
+    "StrideConv",
+    "StrideConvTranspose",
+    "SymlogSquaredError",
+    "TwoHot",
+    "VectorDecoder",
+    "VectorEncoder",
+    "activate",
+    "conv_stride2",
+    "conv_transpose_stride2",
+    "fan_in_normal",
+    "normalise",
+    "patchify",
+    "symexp",
+    "symlog",
+    "unpatchify",
+]
