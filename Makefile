@@ -1,0 +1,40 @@
+# Everything a newcomer needs: `make demo` and `make test` on a machine with only Python (>= 3.11) and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: help install demo test lint clean
+
+help:
+	@echo "make demo   set up, make episodes, train a world model, write demo/index.html (minutes)"
+	@echo "make test   set up and run the tests"
+	@echo "make lint   style, format and types"
+	@echo "make clean  remove what the above made"
+
+# The stamp's prerequisites say when to install again: the package's dependencies, and nothing else.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/jaxwm train configs/rssm_bounce.yaml --run demo/run
+	$(BIN)/jaxwm report demo/run --out demo/index.html
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf demo data runs $(VENV)
