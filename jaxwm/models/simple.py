@@ -7,8 +7,10 @@ cannot infer what a single frame does not show (velocities, hidden things); `jax
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from pydantic import NonNegativeFloat, PositiveInt
@@ -30,7 +32,7 @@ class _Networks(nn.Module):
         self.encoder = Encoder(c.spec, embed=c.latent, **coder)
         self.hidden = MLP(c.hidden, 2, **style)
         self.next_latent = Linear(c.latent, dtype=c.compute_dtype)
-        self.decoder = Decoder(c.spec, **coder)
+        self.decoder = Decoder(c.spec, pixels=c.pixels, **coder)
         self.reward = Linear(1, dtype=c.compute_dtype)
 
     def encode(self, observation: Arrays) -> Array:
@@ -65,7 +67,7 @@ class SimpleWorldModel:
       coder: ``patch`` (fast everywhere) or ``stride`` (three stride-2 layers, as in the listing).
       norm: normalisation of hidden layers.
       activation: activation of hidden layers.
-      squash: how pixels are brought to [0, 1]: ``sigmoid`` of the decoder's output, or by ``clip`` when shown.
+      pixels: how the decoder's last layer becomes pixels, ``linear`` or ``sigmoid`` (as in the listing).
       reward_scale: weight of the reward loss.
       dtype: what the networks compute in; parameters are float32.
     """
@@ -78,6 +80,7 @@ class SimpleWorldModel:
     coder: Literal["patch", "stride"] = "patch"
     norm: Literal["rms", "none"] = "rms"
     activation: Literal["silu", "relu"] = "silu"
+    pixels: Literal["linear", "sigmoid"] = "linear"
     reward_scale: NonNegativeFloat = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -87,3 +90,106 @@ class SimpleWorldModel:
     def compute_dtype(self) -> Any:
         """The dtype that the networks compute in."""
         return jnp.dtype(self.dtype)
+
+    def init(self, key: Array, batch: Trajectory) -> Variables:
+        """Fresh variables; see `jaxwm.types.WorldModel.init`."""
+        self.spec.check_trajectory(batch)
+        first = {name: value[:, 0] for name, value in batch.observation.items()}
+        return {"params": _Networks(self).init(key, first, batch.action[:, 0], method="everything")["params"],
+                "targets": {}}  # fmt: skip
+
+    def init_state(self, batch_size: int) -> Array:
+        """Zeros ``[B, latent]``."""
+        return jnp.zeros((batch_size, self.latent))
+
+    def observe(
+        self,
+        variables: Variables,
+        keys: Array,
+        state: Array,
+        previous_action: Array,
+        observation: Arrays,
+        is_first: Array,
+        condition: Arrays | None = None,
+    ) -> Array:
+        """The latent of this frame; what came before it is forgotten."""
+        self.spec.check_observation(observation, (keys.shape[0],))
+        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        return self.encode(variables, observation)
+
+    def predict(
+        self, variables: Variables, keys: Array, state: Array, action: Array, condition: Arrays | None = None
+    ) -> Array:
+        """The next latent; deterministic, so ``keys`` and sampling controls have no effect."""
+        self.spec.check_action(action, (keys.shape[0],))
+        return self.predict_next(variables, state, action)
+
+    def features(self, variables: Variables, state: Array) -> Array:
+        """The latent itself, ``[B, latent]``."""
+        return state
+
+    def decode(self, variables: Variables, state: Array) -> Prediction:
+        """Images, vectors and reward; this family has no continuation head and no uncertainty."""
+        observation, reward = self._apply(variables, "heads", state)
+        return Prediction({name: head.mode() for name, head in observation.items()}, reward=reward)
+
+    def surprise(
+        self,
+        variables: Variables,
+        keys: Array,
+        state: Array,
+        previous_action: Array,
+        observation: Arrays,
+        condition: Arrays | None = None,
+    ) -> Array:
+        """The prediction's mean squared error, as in the loss."""
+        self.spec.check_observation(observation, (keys.shape[0],))
+        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        heads, _ = self._apply(variables, "heads", self.predict_next(variables, state, previous_action))
+        return sum(self._errors(heads, observation).values(), jnp.zeros(keys.shape[0]))
+
+    def loss(self, variables: Variables, keys: Array, batch: Trajectory, stage: str) -> tuple[Array, Aux]:
+        """Mean squared error of the next frame plus ``reward_scale`` times that of the reward, over transitions."""
+        self.spec.check_trajectory(batch)
+        before = {name: value[:, :-1] for name, value in batch.observation.items()}
+        after = {name: value[:, 1:] for name, value in batch.observation.items()}
+        latents = self.predict_next(variables, self.encode(variables, before), batch.action[:, :-1])
+        heads, reward = self._apply(variables, "heads", latents)
+        real = batch.has_previous()[:, 1:]
+        count = jnp.maximum(jnp.sum(real), 1)
+        errors = self._errors(heads, after)
+        errors["reward"] = jnp.square(reward - batch.reward[:, :-1])
+        metrics = {f"loss/{name}": jnp.sum(jnp.where(real, error, 0.0)) / count for name, error in errors.items()}
+        total = sum(metrics.values(), jnp.zeros(())) + (self.reward_scale - 1.0) * metrics["loss/reward"]
+        return total, Aux(metrics, latents)
+
+    def after_update(self, variables: Variables, aux: Aux, stage: str) -> Variables:
+        """Nothing follows an update in this family."""
+        return variables
+
+    # The vocabulary of the listing; `jaxwm.imagination.imagine` with ``decode=True`` is its ``imagine``.
+
+    def encode(self, variables: Variables, observation: Arrays) -> Array:
+        """Raw observation ``[..., ...]`` to its latent ``[..., latent]``."""
+        return self._apply(variables, "encode", observation)
+
+    def predict_next(self, variables: Variables, latent: Array, action: Array) -> Array:
+        """``latent`` ``[..., latent]`` and ``action`` ``[..., A]`` in raw units to the next latent."""
+        return self._apply(variables, "predict_next", latent, action).astype(jnp.float32)
+
+    def imagine(self, variables: Variables, observation: Arrays, actions: Array) -> Prediction:
+        """From one real frame ``[B, ...]`` and ``actions`` ``[B, T, A]``, the predictions ``[B, T+1, ...]``."""
+        from jaxwm.imagination import imagine
+
+        state = self.encode(variables, observation)
+        dream = imagine(self, variables, jax.random.key(0), state, actions, decode=True)
+        assert dream.prediction is not None
+        return dream.prediction
+
+    def _errors(self, heads: dict[str, Any], observation: Arrays) -> dict[str, Array]:
+        """Squared error of each part, a mean over its entries, ``[...]`` by name."""
+        sizes = {field.name: math.prod(field.shape) for field in self.spec.observation}
+        return {name: -head.log_prob(observation[name]) / sizes[name] for name, head in heads.items()}
+
+    def _apply(self, variables: Variables, method: str, *args: Any) -> Any:
+        return _Networks(self).apply({"params": variables["params"]}, *args, method=method)

@@ -17,7 +17,7 @@ eighth, ``4 * depth`` channels meet the dense layer in either kind.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -102,7 +102,7 @@ class ImageDecoder(nn.Module):
     ``features_layer`` by ``reshape(C, h, w, F).transpose(3, 1, 2, 0).reshape(F, h * w * C)``.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     depth: int = 32
     kind: Kind = "patch"
     norm: Norm = "rms"
@@ -189,7 +189,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, observation: Arrays) -> Array:
         """Images uint8 ``[..., H, W, C]`` and vectors float32 ``[..., D]``, by name, to ``[..., embed]``."""
-        style = {"norm": self.norm, "activation": self.activation, "dtype": self.dtype}
+        style: dict[str, Any] = {"norm": self.norm, "activation": self.activation, "dtype": self.dtype}
         parts = []
         for field in self.spec.images:
             image = observation[field.name]
@@ -208,7 +208,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decodes features as an observation: an image decoder for each image, one vector decoder for all vectors."""
+    """Decodes features as an observation: an image decoder for each image, one vector decoder for all vectors.
+
+    ``pixels`` says how the last layer becomes pixels on the scale 0..1: ``linear`` adds one half, ``sigmoid`` squashes.
+    """
 
     spec: Spec
     depth: int = 32
@@ -217,6 +220,7 @@ class Decoder(nn.Module):
     kind: Kind = "patch"
     norm: Norm = "rms"
     activation: Activation = "silu"
+    pixels: Literal["linear", "sigmoid"] = "linear"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -226,11 +230,12 @@ class Decoder(nn.Module):
         ``mode()`` gives images float32 in [0, 1] and vectors in raw units; ``log_prob`` takes raw observations
         and gives minus the squared error summed over the part, ``[...]``.
         """
-        style = {"norm": self.norm, "activation": self.activation, "dtype": self.dtype}
+        style: dict[str, Any] = {"norm": self.norm, "activation": self.activation, "dtype": self.dtype}
         parts: dict[str, PixelSquaredError | SymlogSquaredError] = {}
         for field in self.spec.images:
             decoder = ImageDecoder(field.shape, self.depth, self.kind, name=f"image_{field.name}", **style)
-            parts[field.name] = PixelSquaredError(decoder(features) + 0.5)
+            image = decoder(features)
+            parts[field.name] = PixelSquaredError(nn.sigmoid(image) if self.pixels == "sigmoid" else image + 0.5)
         if self.spec.vectors:
             sizes = tuple((field.name, field.shape[0]) for field in self.spec.vectors)
             vectors = VectorDecoder(sizes, self.units, self.layers, name="vectors", **style)(features)
