@@ -1,0 +1,207 @@
+"""The TFDS builder behind `jaxwm.data.episodes`, with a config for each world and for recorded environments.
+
+TFDS brings the files, the features and their metadata; this builder cuts episodes into records and puts the index
+and the spec beside them. ``tfds.builder("jaxwm_episodes/bounce")`` works once this module is imported: it simulates
+the world of that name with the default counts of `jaxwm.data.generate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxwm import worlds
+from jaxwm.data.episodes import (
+    CHUNK,
+    FORMAT,
+    DataError,
+    Episode,
+    check_episode,
+    flatten,
+    info_fields,
+    layout,
+    unflatten,
+)
+from jaxwm.types import Field, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the episodes of a data set come from: the arguments of `jaxwm.data.write_episodes`."""
+
+    name: str
+    spec: Spec
+    splits: Mapping[str, Iterable[Episode]]
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class EpisodesConfig(tfds.core.BuilderConfig):  # type: ignore[misc]
+    """A data set of one world or environment; ``source`` gives its episodes when it is built."""
+
+    source: Callable[[], Source] | None = None
+
+
+def _simulated(world: str) -> Source:
+    from jaxwm.data.generate import simulated
+
+    return simulated(worlds.WORLDS[world]())
+
+
+class JaxwmEpisodes(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
+    """Episodes as records of up to `CHUNK` steps, in order."""
+
+    name = "jaxwm_episodes"
+    VERSION = tfds.core.Version(f"{FORMAT}.0.0")
+    code_path = None  # there are no checksums of downloads beside this file to look for
+    BUILDER_CONFIGS: ClassVar[list[EpisodesConfig]] = [
+        EpisodesConfig(
+            name=name, description=f"Simulated episodes of {name}", source=functools.partial(_simulated, name)
+        )
+        for name in sorted(worlds.WORLDS)
+    ]
+
+    @functools.cached_property
+    def _source(self) -> tuple[Source, tuple[Field, ...]]:
+        """The source, and the fields of ``info`` as its first episode has them."""
+        source = self.builder_config.source()
+        splits = {name: iter(episodes) for name, episodes in source.splits.items()}
+        if not splits:
+            raise DataError(f"{source.name}: there are no splits, expected at least one")
+        first_split = next(iter(splits))
+        first = next(splits[first_split], None)
+        if first is None:
+            raise DataError(f"{first_split}: there are no episodes, expected at least one")
+        splits[first_split] = itertools.chain([first], splits[first_split])
+        info = info_fields(first)
+        for name, _ in layout(source.spec, info):
+            if not re.fullmatch(r"(\w+/)?[\w.-]+", name):
+                raise DataError(f"the name of {name!r} must be made of letters, digits, '_', '-' and '.'")
+        return dataclasses.replace(source, splits=splits), info
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        source, info = self._source
+        features = {
+            name: tfds.features.Tensor(shape=(None, *shape), dtype=np.dtype(dtype).type, encoding="zlib")
+            for name, (shape, dtype) in layout(source.spec, info)
+        }
+        nested = {name: group for name, group in unflatten(features).items() if group}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(nested), disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        source, info = self._source
+        header = {
+            "version": FORMAT,
+            "name": source.name,
+            "chunk": CHUNK,
+            "spec": source.spec.to_dict(),
+            "info": [list(field) for field in info],
+            "metadata": dict(source.metadata),
+        }
+        try:
+            text = json.dumps(header, indent=1)
+        except TypeError as error:
+            raise DataError(f"metadata of {source.name}: {error}; expected plain values") from None
+        (pathlib.Path(self.data_dir) / "spec.json").write_text(text + "\n")
+        return {split: self._generate_examples(split, episodes) for split, episodes in source.splits.items()}
+
+    def _generate_examples(self, split: str, episodes: Iterable[Episode]) -> Iterator[tuple[int, dict[str, Any]]]:
+        source, info = self._source
+        index: list[tuple[int, int]] = []
+        record = 0
+        for number, episode in enumerate(episodes):
+            check_episode(episode, source.spec, info, where=f"{split} episode {number}")
+            index.append((record, len(episode)))
+            arrays = flatten(episode)
+            for start in range(0, len(episode), CHUNK):
+                chunk = unflatten({name: array[start : start + CHUNK] for name, array in arrays.items()})
+                yield (
+                    _key(record),
+                    {name: group for name, group in chunk.items() if isinstance(group, np.ndarray) or group},
+                )
+                record += 1
+        if not index:
+            raise DataError(f"{split}: there are no episodes, expected at least one")
+        np.save(pathlib.Path(self.data_dir) / f"index-{split}.npy", np.asarray(index, np.int64))
+
+    def _log_download_bytes(self) -> None:
+        """Silent: `jaxwm` has its own progress."""
+
+    def _log_download_done(self) -> None:
+        """Silent."""
+
+
+def _key(record: int) -> int:
+    """A key that rises with ``record``.
+
+    TFDS sorts what it writes by key, in 20 buckets that divide 128 bits evenly and of which it holds one in memory.
+    Filling them one after the other keeps a large data set from being held whole.
+    """
+    bucket = min(record // 4096, 19)
+    return ((2 * bucket + 1) << 128) // 40 + record
+
+
+def prepare(source: Source, folder: pathlib.Path) -> pathlib.Path:
+    """Writes the data set of ``source`` somewhere below ``folder`` and returns where."""
+    config = EpisodesConfig(
+        name=re.sub(r"\W+", "_", source.name).strip("_").lower() or "episodes", source=lambda: source
+    )
+
+    class Writer(JaxwmEpisodes, skip_registration=True):
+        """Only this config, whose name may be that of a world with other parameters."""
+
+        name = JaxwmEpisodes.name
+        BUILDER_CONFIGS: ClassVar[list[EpisodesConfig]] = [config]
+
+    tfds.disable_progress_bar()
+    try:
+        builder = Writer(data_dir=folder, config=config, file_format="array_record")
+        builder.download_and_prepare()
+    finally:
+        tfds.enable_progress_bar()
+    return pathlib.Path(builder.data_dir)
+
+
+class Records:
+    """The records of one split, decoded on demand."""
+
+    def __init__(self, path: pathlib.Path, split: str) -> None:
+        builder = tfds.builder_from_directory(path)
+        self._source = builder.as_data_source(split)
+        info = builder.info.splits[split]
+        self._files = [pathlib.Path(file) for file in info.filepaths]
+        self._ends = np.cumsum(info.shard_lengths)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, record: int) -> dict[str, Any]:
+        return self._source[record]  # type: ignore[no-any-return]
+
+    def file_of(self, record: int) -> pathlib.Path:
+        """The file that holds ``record``."""
+        return self._files[int(np.searchsorted(self._ends, record, side="right"))]
+
+
+def open_records(path: pathlib.Path, split: str) -> Records:
+    """Opens a split of the data set at ``path``.
+
+    Raises:
+      DataError: TFDS cannot make sense of the folder.
+    """
+    try:
+        return Records(path, split)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{path}: split {split} cannot be opened, damaged ({type(error).__name__}: {reason})"
+        ) from None
