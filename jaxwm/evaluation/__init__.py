@@ -1,0 +1,53 @@
+"""How good a world model is: open-loop prediction against simple baselines, and what it looks like.
+
+Nothing heavy is imported before a name is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "ClipError": "clips",
+    "OpenLoop": "video",
+    "Scores": "scores",
+    "VideoCallback": "callbacks",
+    "contact_sheet": "clips",
+    "evaluate": "video",
+    "evaluate_run": "runs",
+    "film": "clips",
+    "mean_observation": "video",
+    "open_loop": "video",
+    "run_report": "runs",
+    "score": "video",
+    "side_by_side": "clips",
+    "write_image": "clips",
+    "write_report": "report",
+    "write_video": "clips",
+}
+
+__all__ = [
+    "ClipError",
+    "OpenLoop",
+    "Scores",
+    "VideoCallback",
+    "contact_sheet",
+    "evaluate",
+    "evaluate_run",
+    "film",
+    "mean_observation",
+    "open_loop",
+    "run_report",
+    "score",
+    "side_by_side",
+    "write_image",
+    "write_report",
+    "write_video",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"jaxwm.evaluation.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
