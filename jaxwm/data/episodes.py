@@ -239,7 +239,11 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     if version != FORMAT:
         raise DataError(f"{file}: format version {version!r} is unknown, this jaxwm reads version {FORMAT}")
     try:
-        return {**header, "spec": Spec.from_dict(header["spec"]), "info": tuple(Field(*f) for f in header["info"])}
+        return {
+            **header,
+            "spec": Spec.from_dict(header["spec"]),
+            "info": tuple(Field(n, tuple(s), d) for n, s, d in header["info"]),
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from None
 
@@ -271,7 +275,7 @@ class Episodes(Sequence[Episode]):
         header = read_header(path)
         self.path, self.split = pathlib.Path(path), split
         self.spec: Spec = header["spec"]
-        self.info: tuple[Field, ...] = tuple(Field(n, tuple(s), d) for n, s, d in header["info"])
+        self.info: tuple[Field, ...] = header["info"]
         self.metadata: dict[str, Any] = header["metadata"]
         self._chunk = int(header["chunk"])
         file = self.path / f"index-{split}.npy"
@@ -283,7 +287,8 @@ class Episodes(Sequence[Episode]):
             self._first, self.lengths = index[:, 0], index[:, 1]
         except (OSError, ValueError, IndexError) as error:
             raise DataError(f"{file}: damaged ({error})") from None
-        self._records = open_records(self.path, split)
+        self._layout = layout(self.spec, self.info)
+        self._records = open_records(self.path, split, self._layout)
         expected = int(self._first[-1] + -(-self.lengths[-1] // self._chunk))
         if len(self._records) != expected:
             raise DataError(f"{self.path}: split {split} has {len(self._records)} records, its index says {expected}")
@@ -298,8 +303,11 @@ class Episodes(Sequence[Episode]):
     def window(self, index: int, start: int, length: int) -> Episode:
         """Steps ``start .. start + length`` of episode ``index``; beyond its end zeros with ``valid`` False."""
         batch = self.windows([index], [start], length)
-        rows = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Episode)}
-        return Episode(**{k: {n: a[0] for n, a in v.items()} if k in _GROUPS else v[0] for k, v in rows.items()})
+        row: dict[str, Any] = {}
+        for field in dataclasses.fields(Episode):
+            value = getattr(batch, field.name)
+            row[field.name] = {n: a[0] for n, a in value.items()} if field.name in _GROUPS else value[0]
+        return Episode(**row)
 
     def windows(self, indices: Sequence[int], starts: Sequence[int], length: int) -> Trajectory:
         """One `window` a row, as a `Trajectory` of numpy arrays ``[B, length, ...]``.
@@ -308,9 +316,7 @@ class Episodes(Sequence[Episode]):
           DataError: a window that lies outside its episode, or a record that cannot be read.
         """
         batch = len(indices)
-        arrays = {
-            name: np.zeros((batch, length, *shape), dtype) for name, (shape, dtype) in layout(self.spec, self.info)
-        }
+        arrays = {name: np.zeros((batch, length, *shape), dtype) for name, (shape, dtype) in self._layout.items()}
         valid = np.zeros((batch, length), bool)
         previous = np.zeros((batch, self.spec.action.dim), np.float32)
         for row, (index, start) in enumerate(zip(indices, starts, strict=True)):
@@ -319,39 +325,40 @@ class Episodes(Sequence[Episode]):
                 raise DataError(f"{self.path}: {self.split} episode {index} has no step {start}, only {steps}")
             stop = min(start + length, steps)
             valid[row, : stop - start] = True
-            begin = max(start - 1, 0)  # the action before the window may lie in the record before
-            for chunk in range(begin // self._chunk, (stop - 1) // self._chunk + 1):
-                record = self._read(index, chunk)
+            for chunk in range(start // self._chunk, (stop - 1) // self._chunk + 1):
                 offset = chunk * self._chunk
                 low, high = max(start, offset), min(stop, offset + self._chunk)
-                if low < high:
-                    for name, array in arrays.items():
-                        array[row, low - start : high - start] = record[name][low - offset : high - offset]
-                if offset <= start - 1 < offset + self._chunk:
-                    previous[row] = record["action"][start - 1 - offset]
-        return Trajectory(previous_action=previous, valid=valid, **unflatten(arrays))
+                record = self._read(index, chunk, self._layout)
+                for name, array in arrays.items():
+                    array[row, low - start : high - start] = record[name][low - offset : high - offset]
+                if start > low - 1 >= offset:
+                    previous[row] = record["action"][low - 1 - offset]
+            if start and start % self._chunk == 0:
+                previous[row] = self._read(index, start // self._chunk - 1, ["action"])["action"][-1]
+        return Trajectory(previous_action=previous, valid=valid, **unflatten(arrays))  # type: ignore[arg-type]
 
-    def _read(self, index: int, chunk: int) -> dict[str, np.ndarray]:
-        """Record ``chunk`` of episode ``index``, by flat names."""
+    def _read(self, index: int, chunk: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """The arrays ``names`` of record ``chunk`` of episode ``index``."""
+        number = int(self._first[index]) + chunk
         steps = min(self._chunk, int(self.lengths[index]) - chunk * self._chunk)
         try:
-            record = flatten(self._records[int(self._first[index]) + chunk])
-            for name, (shape, _) in layout(self.spec, self.info):
-                if record[name].shape != (steps, *shape):
-                    raise DataError(f"{name} has shape {record[name].shape}, expected {(steps, *shape)}")
+            record = self._records.read(number, names)
+            for name, array in record.items():
+                if len(array) != steps:
+                    raise ValueError(f"{name} has {len(array)} steps, expected {steps}")
         except Exception as error:
-            file = self._records.file_of(int(self._first[index]) + chunk)
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            file = self._records.file_of(number)
             raise DataError(f"{file}: {self.split} episode {index} cannot be read, damaged ({reason})") from None
         return record
 
 
-def layout(spec: Spec, info: Sequence[Field]) -> list[tuple[str, tuple[tuple[int, ...], str]]]:
-    """Every stored array by flat name, with its shape without time and its dtype."""
+def layout(spec: Spec, info: Sequence[Field]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Every stored array by flat name (``observation/image``), with its shape without time and its dtype."""
     groups = {"observation": spec.observation, "condition": spec.condition, "info": info}
-    fields = [(f"{group}/{f.name}", (f.shape, f.dtype)) for group, members in groups.items() for f in members]
-    fields += [("action", ((spec.action.dim,), "float32")), ("reward", ((), "float32"))]
-    return fields + [(name, ((), "bool")) for name in _STEP_FIELDS]
+    fields = {f"{group}/{f.name}": (tuple(f.shape), f.dtype) for group, members in groups.items() for f in members}
+    fields |= {"action": ((spec.action.dim,), "float32"), "reward": ((), "float32")}
+    return fields | dict.fromkeys(_STEP_FIELDS, ((), "bool"))
 
 
 def flatten(episode: Any) -> dict[str, Any]:

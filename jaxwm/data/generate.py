@@ -103,13 +103,14 @@ def parameters(world: worlds.World, train: int, test: int, length: int, policy: 
         "policy": policy,
         "seed": seed,
     }
-    return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 def simulated(
     world: worlds.World, train: int = 400, test: int = 64, length: int = 64, policy: str = "random", seed: int = 0
 ) -> Source:
-    """The data set that `generate` writes, not simulated yet."""
+    """The data set that `generate_dataset` writes, not simulated yet."""
     from jaxwm.data.builder import Source
 
     splits = {
@@ -120,7 +121,7 @@ def simulated(
     return Source(_name(world), world.spec, splits, metadata)
 
 
-def generate(
+def generate_dataset(
     path: str | os.PathLike[str],
     world: worlds.World,
     *,

@@ -19,6 +19,7 @@ from jaxwm.types import Spec, Trajectory
 
 if TYPE_CHECKING:
     from jaxwm.config import Config, DataConfig
+    from jaxwm.worlds import World
 
 _ENDLESS = 2**62
 """Batches until the windows run out."""
@@ -142,7 +143,7 @@ def load_spec(config: Config) -> Spec:
     if _exists(config.data.path):
         spec: Spec = read_header(config.data.path)["spec"]
         return spec
-    return _world(config.data).spec  # type: ignore[no-any-return]
+    return _world(config.data).spec
 
 
 def ensure_dataset(config: DataConfig, log: Callable[[str], None] | None = None) -> None:
@@ -152,7 +153,7 @@ def ensure_dataset(config: DataConfig, log: Callable[[str], None] | None = None)
       DataError: the data are missing and ``generate`` does not say how to make them, or the folder holds data that
         were made differently; the message lists the differences.
     """
-    from jaxwm.data import generate as generation
+    from jaxwm.data.generate import generate_dataset, parameters
 
     if config.generate is None:
         if not _exists(config.path):
@@ -162,11 +163,11 @@ def ensure_dataset(config: DataConfig, log: Callable[[str], None] | None = None)
     counts = {name: getattr(settings, name) for name in ("train", "test", "length", "policy", "seed")}
     if not _exists(config.path):
         try:
-            generation.generate(config.path, world, **counts, log=log)
+            generate_dataset(config.path, world, **counts, log=log)
         except DataError:
             if not _exists(config.path):  # another process may have been faster
                 raise
-    wanted = generation.parameters(world, **counts)
+    wanted = parameters(world, **counts)
     found = read_header(config.path)["metadata"].get("generate")
     if found is None:
         raise DataError(f"{config.path}: these data were not generated; remove data.generate from the configuration")
@@ -181,7 +182,7 @@ def _exists(path: str | os.PathLike[str]) -> bool:
     return os.path.isdir(path) and bool(os.listdir(path))
 
 
-def _world(config: DataConfig) -> Any:
+def _world(config: DataConfig) -> World:
     from jaxwm.config import build_world
 
     if config.generate is None:
