@@ -98,7 +98,8 @@ def windows(
     Raises:
       DataError: ``batch`` does not divide by ``process_count``, or a count is out of range; at once.
     """
-    for name, value, least in [("batch", batch, 1), ("length", length, 1), ("seed", seed, 0), ("start", start, 0)]:
+    counts = {"batch": batch, "length": length, "threads": threads, "prefetch": prefetch}
+    for name, value, least in [*((n, c, 1) for n, c in counts.items()), ("seed", seed, 0), ("start", start, 0)]:
         if value < least:
             raise DataError(f"{name} is {value}, expected at least {least}")
     if not 0 <= process_index < process_count:
