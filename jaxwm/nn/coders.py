@@ -84,7 +84,8 @@ class ImageEncoder(nn.Module):
         Raises:
           ValueError: H or W is not a multiple of 8, or an unknown kind, norm or activation.
         """
-        channels = _stride_channels(*image.shape[-3:-1], self.depth, self.kind)
+        height, width = image.shape[-3:-1]
+        channels = _stride_channels(height, width, self.depth, self.kind)
         leading, x = image.shape[:-3], image.reshape(-1, *image.shape[-3:])
         if self.kind == "patch":
             x = Linear(2 * self.depth, dtype=self.dtype, name="patches")(patchify(x, _PATCH))
@@ -196,12 +197,12 @@ class Encoder(nn.Module):
             if image.dtype != jnp.uint8:
                 raise ValueError(f"observation[{field.name!r}] has dtype {image.dtype}, expected uint8 in 0..255")
             image = image.astype(self.dtype) / 255.0 - 0.5
-            encoder = ImageEncoder(self.embed, self.depth, self.kind, name=f"image_{field.name}", **style)
-            parts.append(encoder(image))
+            coder = ImageEncoder(self.embed, self.depth, self.kind, name=f"image_{field.name}", **style)
+            parts.append(coder(image))
         if self.spec.vectors:
             vectors = [observation[field.name].astype(jnp.float32) for field in self.spec.vectors]
-            encoder = VectorEncoder(self.embed, self.units, self.layers, name="vectors", **style)
-            parts.append(encoder(jnp.concatenate(vectors, axis=-1)))
+            joined = jnp.concatenate(vectors, axis=-1)
+            parts.append(VectorEncoder(self.embed, self.units, self.layers, name="vectors", **style)(joined))
         if len(parts) == 1:
             return parts[0]
         return Linear(self.embed, dtype=self.dtype, name="join")(jnp.concatenate(parts, axis=-1))

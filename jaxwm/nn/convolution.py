@@ -20,6 +20,8 @@ from jaxwm.nn.layers import fan_in_normal
 from jaxwm.types import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_FEW_CHANNELS = 4
+_CACHE = 1_300_000  # bytes of one operand of `_weight_gradient`, most of the second-level cache of current cores
 
 
 def conv_stride2(x: Array, w: Array) -> Array:
@@ -38,7 +40,7 @@ def conv_stride2(x: Array, w: Array) -> Array:
     _check("conv_stride2", x, w, channels=w.shape[-2])
     if x.shape[1] % 2 or x.shape[2] % 2:
         raise ValueError(f"conv_stride2: the image is {x.shape[1]}x{x.shape[2]}, expected even sides")
-    return jax.lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=_LAYOUT)
+    return _cpu_conv(x, w) if jax.default_backend() == "cpu" else _native_conv(x, w)
 
 
 def conv_transpose_stride2(x: Array, w: Array) -> Array:
@@ -55,10 +57,94 @@ def conv_transpose_stride2(x: Array, w: Array) -> Array:
       ValueError: the weights are not ``[4, 4, C, F]``, or the image does not fit them.
     """
     _check("conv_transpose_stride2", x, w, channels=w.shape[-1])
+    return _cpu_conv_transpose(x, w) if jax.default_backend() == "cpu" else _native_conv_transpose(x, w)
+
+
+def _native_conv(x: Array, w: Array) -> Array:
+    return jax.lax.conv_general_dilated(x, w, (2, 2), ((1, 1), (1, 1)), dimension_numbers=_LAYOUT)
+
+
+def _native_conv_transpose(x: Array, w: Array) -> Array:
     flipped = jnp.flip(w, (0, 1)).swapaxes(2, 3)
-    return jax.lax.conv_general_dilated(
-        x, flipped, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_LAYOUT
-    )
+    padding = ((2, 2), (2, 2))
+    return jax.lax.conv_general_dilated(x, flipped, (1, 1), padding, lhs_dilation=(2, 2), dimension_numbers=_LAYOUT)
+
+
+@jax.custom_vjp
+def _cpu_conv(x: Array, w: Array) -> Array:
+    if w.shape[2] > _FEW_CHANNELS:
+        return _native_conv(x, w)
+    # With few channels the native kernel's inner loop is too short; four times as many are better.
+    return jax.lax.conv_general_dilated(_blocks(x), _split_taps(w), (1, 1), "VALID", dimension_numbers=_LAYOUT)
+
+
+@jax.custom_vjp
+def _cpu_conv_transpose(x: Array, w: Array) -> Array:
+    # Each 2x2 block of the padded output is the 2x2 convolution of the padded input with 4C output channels.
+    channels, features = w.shape[2:]
+    taps = w.reshape(2, 2, 2, 2, channels, features)[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+    taps = taps.reshape(2, 2, features, 4 * channels)
+    y = jax.lax.conv_general_dilated(x, taps, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_LAYOUT)
+    batch, rows, columns, _ = y.shape
+    y = y.reshape(batch, rows, columns, 2, 2, channels).swapaxes(2, 3)
+    return y.reshape(batch, 2 * rows, 2 * columns, channels)[:, 1:-1, 1:-1]
+
+
+def _weight_gradient(x: Array, y: Array) -> Array:
+    """The derivative ``[4, 4, C, F]`` of ``sum(conv_stride2(x, w) * y)`` with respect to ``w``.
+
+    One matrix product for each of the four shifts between the 2x2 blocks of ``x`` and ``y``, over a few rows of
+    the batch at a time, so that the copies stay in the cache.
+    """
+    channels, features = x.shape[-1], y.shape[-1]
+    blocks = _blocks(x)
+    batch, rows, columns, depth = blocks.shape
+    count = _chunks(batch, rows * columns * depth * blocks.dtype.itemsize)
+    blocks = blocks.reshape(count, batch // count, rows, columns, depth)
+    y = y.reshape(count, -1, features)
+
+    def add(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
+        blocks, y = chunk
+        # The barrier keeps the transposition out of the product, whose packing of a transposed matrix is slow.
+        y = jax.lax.optimization_barrier(y.T)
+        shifts = [blocks[:, i : i + rows - 1, j : j + columns - 1] for i in (0, 1) for j in (0, 1)]
+        product = [jnp.dot(y, s.reshape(-1, depth), preferred_element_type=jnp.float32) for s in shifts]
+        return total + jnp.stack(product), None
+
+    total = jnp.zeros((4, features, depth), jnp.float32)
+    total, _ = jax.lax.scan(add, total, (blocks, y))
+    taps = total.swapaxes(1, 2).reshape(2, 2, 2, 2, channels, features)
+    return taps.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, channels, features).astype(x.dtype)
+
+
+_cpu_conv.defvjp(
+    lambda x, w: (_cpu_conv(x, w), (x, w)),
+    lambda saved, dy: (_cpu_conv_transpose(dy, saved[1]), _weight_gradient(saved[0], dy)),
+)
+_cpu_conv_transpose.defvjp(
+    lambda x, w: (_cpu_conv_transpose(x, w), (x, w)),
+    lambda saved, dy: (_cpu_conv(dy, saved[1]), _weight_gradient(dy, saved[0])),
+)
+
+
+def _blocks(x: Array) -> Array:
+    """Pads by 1 and joins 2x2 pixels: ``[B, 2h, 2w, C]`` to ``[B, h + 1, w + 1, 4C]``."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).swapaxes(2, 3)
+    return x.reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def _split_taps(w: Array) -> Array:
+    """The weights ``[4, 4, C, F]`` of `conv_stride2` as those of a 2x2 convolution of `_blocks`."""
+    channels, features = w.shape[2:]
+    w = w.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
+    return w.reshape(2, 2, 4 * channels, features)
+
+
+def _chunks(batch: int, row_bytes: int) -> int:
+    """How many equal parts to cut a batch into so that each fits the cache."""
+    return next(n for n in range(1, batch + 1) if n == batch or (batch % n == 0 and batch // n * row_bytes <= _CACHE))
 
 
 def _check(function: str, x: Array, w: Array, channels: int) -> None:
