@@ -19,7 +19,7 @@ _HOMES = {
     "film": "clips",
     "mean_observation": "video",
     "open_loop": "video",
-    "run_report": "runs",
+    "run_report": "run_page",
     "score": "video",
     "side_by_side": "clips",
     "write_image": "clips",

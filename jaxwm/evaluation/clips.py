@@ -109,7 +109,7 @@ def film(prediction: Any, context: int = 0, *, scale: int = 4, labels: bool = Tr
 
 
 def tile(videos: Sequence[Pixels], columns: int) -> Pixels:
-    """Several videos ``[T, H, W, 3]`` of one shape in a grid of ``columns``; the last row is filled with background."""
+    """Several videos ``[T, H, W, 3]`` of one shape in a grid of ``columns``, the last row filled with background."""
     if not videos or columns < 1:
         raise ClipError(f"{len(videos)} videos in {columns} columns: expected at least one of each")
     shape = videos[0].shape

@@ -161,7 +161,7 @@ class Chart:
             for v in marks
         )
         below = "".join(
-            f'<text x="{to_x(v)}" y="{_HEIGHT - 10}" text-anchor="{"end" if v == last else "middle"}">{_short(v)}</text>'
+            f'<text x="{to_x(v)}" y="{_HEIGHT - 10}" text-anchor="{_anchor(v == last)}">{_short(v)}</text>'
             for v in _axis(first, last)
         )
         colour = [f"var(--{self.colours[i % len(self.colours)]})" for i in range(len(values))]
@@ -177,10 +177,12 @@ class Chart:
         data = json.dumps({"first": 1, "values": shown, "x": x, "y": y}, separators=(",", ":"))
         clock = ' data-clock="1"' if self.follows_clock else ""
         return (
-            f'<figure class="chart" data-values="{html.escape(data)}"{clock}><figcaption>{_text(self.title)}</figcaption>'
-            f'<div class="legend">{legend}</div><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+            f'<figure class="chart" data-values="{html.escape(data)}"{clock}>'
+            f'<figcaption>{_text(self.title)}</figcaption><div class="legend">{legend}</div>'
+            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
             f'aria-label="{_text(self.title)} over {_text(self.x_title)}">{grid}{below}'
-            f'<line class="cursor" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" style="display:none"/>{curves}{dots}</svg></figure>'
+            f'<line class="cursor" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" style="display:none"/>{curves}{dots}'
+            "</svg></figure>"
         )
 
 
@@ -355,6 +357,10 @@ def _axis(first: float, last: float) -> list[float]:
     """The round numbers below a chart, its ends among them."""
     inner = [v for v in _ticks(first, last) if first < v < last - (last - first) / 10]
     return [first, *inner, last]
+
+
+def _anchor(is_last: bool) -> str:
+    return "end" if is_last else "middle"
 
 
 def _short(value: float) -> str:

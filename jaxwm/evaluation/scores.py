@@ -124,8 +124,8 @@ class Scores:
             "sample": f"sampled futures ({self.samples} an episode, each scored for itself)",
         }[self.estimate]
         return (
-            f"{self.episodes} episodes, {self.context} frames of context, then {self.horizon} imagined; scored: {what}. "
-            f"Mean frame: of the {self.mean} {'data' if self.mean == 'training' else 'frames'}. "
+            f"{self.episodes} episodes, {self.context} frames of context, then {self.horizon} imagined; "
+            f"scored: {what}. Mean frame: of the {self.mean} {'data' if self.mean == 'training' else 'frames'}. "
             f"Changed pixels differ by more than {self.threshold:g} from the last frame seen."
         )
 
@@ -259,7 +259,7 @@ def _derived(name: str, mean: np.ndarray, is_image: bool) -> dict[str, np.ndarra
 
 def _format(name: str, value: float) -> str:
     if not math.isfinite(value):
-        return "–"
+        return "-"
     metric = name.split("/")[-1]
     if metric.startswith("psnr"):
         return f"{value:.1f}"

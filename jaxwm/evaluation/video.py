@@ -7,8 +7,9 @@ data; where that is not given, of the episode's own context).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import dm_pix
@@ -240,10 +241,12 @@ def evaluate(
         batch = _padded(batch, size)
         keys = jax.random.split(jax.random.fold_in(key, index), samples)
         temperature = 0.0 if estimate == "mode" else 1.0
-        rollouts = (_open_loop(model, variables, k, batch, context, horizon, temperature) for k in keys)
+        futures: Iterator[OpenLoop] = (
+            predict(model, variables, k, batch, context, horizon, temperature) for k in keys
+        )
         if estimate == "mean":
-            rollouts = iter([_averaged(rollouts, samples)])
-        for rollout in rollouts:
+            futures = iter([_averaged(futures, samples)])
+        for rollout in futures:
             parts = _totals(rollout, mean, threshold)
             if extra is not None:
                 observed = {name: predictions_of(rollout, mean, name) for name in rollout.observation}
@@ -266,8 +269,13 @@ def evaluate(
 
 
 def mean_observation(batches: Iterable[Trajectory]) -> dict[str, np.ndarray]:
-    """The mean of every part of the observation over all valid steps (images in [0, 1]), of the reward and of the
-    continuation: the constant prediction that ``mean`` makes."""  # fmt: skip
+    """The constant prediction that ``mean`` makes: the mean over all valid steps of each part of the observation.
+
+    Images are in [0, 1]; the means of the ``reward`` and of the ``continuation`` come with them.
+
+    Raises:
+      ValueError: no batches.
+    """
     sums: dict[str, Any] = {}
     weights: dict[str, float] = {}
     for batch in batches:
@@ -331,7 +339,8 @@ def _weighted(values: Array, weight: Array) -> tuple[Array, Array]:
     return jnp.sum(jnp.where(weight > 0, values, 0.0) * weight, axis=0), jnp.sum(weight, axis=0)
 
 
-_open_loop = jax.jit(open_loop, static_argnums=(0, 4, 5))
+predict = jax.jit(open_loop, static_argnums=(0, 4, 5))
+"""`open_loop`, compiled once for each model, shape, context and horizon."""
 _totals = jax.jit(totals)
 
 
@@ -341,9 +350,9 @@ def _averaged(rollouts: Iterable[OpenLoop], samples: int) -> OpenLoop:
     for rollout in rollouts:
         share = jax.tree.map(lambda x: x / samples, rollout.prediction)
         result = (
-            rollout.replace(prediction=share)
+            dataclasses.replace(rollout, prediction=share)
             if result is None
-            else result.replace(prediction=jax.tree.map(jnp.add, result.prediction, share))
+            else dataclasses.replace(result, prediction=jax.tree.map(jnp.add, result.prediction, share))
         )
     assert result is not None
     return result
@@ -351,9 +360,10 @@ def _averaged(rollouts: Iterable[OpenLoop], samples: int) -> OpenLoop:
 
 def _first(trajectory: Trajectory, length: int) -> Trajectory:
     """The first ``length`` steps."""
-    previous_action = trajectory.previous_action
-    steps = jax.tree.map(lambda x: x[:, :length], trajectory.replace(previous_action=None))
-    return steps.replace(previous_action=previous_action)
+    fields = {field.name: getattr(trajectory, field.name) for field in dataclasses.fields(trajectory)}
+    previous_action = fields.pop("previous_action")
+    steps = jax.tree.map(lambda x: x[:, :length], fields)
+    return Trajectory(previous_action=previous_action, **steps)
 
 
 def _padded(trajectory: Trajectory, size: int) -> Trajectory:
@@ -363,7 +373,7 @@ def _padded(trajectory: Trajectory, size: int) -> Trajectory:
         return trajectory
     rows = np.minimum(np.arange(size), count - 1)
     padded = jax.tree.map(lambda x: np.asarray(x)[rows], trajectory)
-    return padded.replace(valid=padded.valid & (np.arange(size) < count)[:, None])
+    return dataclasses.replace(padded, valid=padded.valid & (np.arange(size) < count)[:, None])
 
 
 def _filled(parts: Totals) -> Totals:

@@ -134,7 +134,7 @@ def test_files_that_cannot_be_written_are_refused(tmp_path):
         clips.write_video(tmp_path / "a.giff", frames)
     with pytest.raises(clips.ClipError, match=r"as a file without suffix; known: .gif, .mp4"):
         clips.write_video(tmp_path / "a", frames)
-    with pytest.raises(clips.ClipError, match="cannot write a picture as .bmp"):
+    with pytest.raises(clips.ClipError, match=r"cannot write a picture as \.bmp"):
         clips.write_image(tmp_path / "a.bmp", frames[0])
     with pytest.raises(clips.ClipError, match="at least one frame"):
         clips.write_video(tmp_path / "a.gif", frames[:0])

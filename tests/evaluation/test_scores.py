@@ -80,7 +80,7 @@ def test_the_table_shows_each_figure(scores):
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(scores.table())
     text = " ".join(console.export_text().split())
-    for expected in ("PSNR, all pixels", "copy last frame", "30.0", "14.0", "+3", "–", "3 episodes", "model's mode"):
+    for expected in ("PSNR, all pixels", "copy last frame", "30.0", "14.0", "+3", "-", "3 episodes", "model's mode"):
         assert expected in text, text
     header, lines = scores.rows([3])
     assert header == ["metric", "predictor", "+3"]
@@ -106,5 +106,5 @@ def test_the_plot_is_a_picture(scores, tmp_path):
 
     path = scores.plot(tmp_path / "new" / "plot.png")
     assert Image.open(path).size[0] > 300
-    with pytest.raises(ValueError, match="cannot draw a plot as '.pgn'"):
+    with pytest.raises(ValueError, match=r"cannot draw a plot as '\.pgn'"):
         scores.plot(tmp_path / "plot.pgn")

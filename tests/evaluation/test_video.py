@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ KEY = jax.random.key(0)
 
 
 def roll_out(model, variables, trajectory, temperature=0.0):
-    return video._open_loop(model, variables, KEY, trajectory, CONTEXT, HORIZON, temperature)
+    return video.predict(model, variables, KEY, trajectory, CONTEXT, HORIZON, temperature)
 
 
 def test_the_context_is_observed_and_the_rest_imagined_with_the_actions_that_were_done(
@@ -96,7 +98,7 @@ def ragged(model, variables, episodes, spec):
     valid[1, 5:] = False
     valid[2] = False
     trajectory = trajectory.replace(observation={**trajectory.observation, "image": images}, valid=valid)
-    return trajectory, video._open_loop(model, variables, KEY, trajectory, CONTEXT, HORIZON, 0.0)
+    return trajectory, video.predict(model, variables, KEY, trajectory, CONTEXT, HORIZON, 0.0)
 
 
 @pytest.mark.parametrize("predictor", video.PREDICTORS)
@@ -174,7 +176,7 @@ def test_a_window_over_two_episodes_counts_only_the_first(model, variables, epis
 
 def split(trajectory, sizes):
     starts = np.cumsum([0, *sizes])
-    return [jax.tree.map(lambda x, a=a, b=b: x[a:b], trajectory) for a, b in zip(starts, starts[1:], strict=False)]
+    return [jax.tree.map(lambda x, a=a, b=b: x[a:b], trajectory) for a, b in itertools.pairwise(starts)]
 
 
 def test_batches_of_any_size_give_the_scores_of_one(model, variables, episodes, spec):
