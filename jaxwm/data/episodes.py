@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxwm.types import Field, Spec, Trajectory, check_arrays, nearest
@@ -76,6 +77,16 @@ class Episode:
 
     def __len__(self) -> int:
         return int(np.shape(self.reward)[0]) if np.ndim(self.reward) else 0
+
+    @classmethod
+    def of(cls, trajectory: Trajectory) -> Episode:
+        """The episode that an unbatched ``trajectory`` ``[T, ...]`` holds, without its padding."""
+        steps = int(np.sum(trajectory.valid))
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "previous_action"]
+        cut = jax.tree.map(
+            lambda array: np.asarray(array)[:steps], {name: getattr(trajectory, name) for name in names}
+        )
+        return cls(**cut)
 
 
 def step_flags(length: int, terminal: bool = False) -> dict[str, np.ndarray]:

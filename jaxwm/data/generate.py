@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from jaxwm import worlds
 from jaxwm.data.episodes import DataError, Episode, write_episodes
@@ -52,7 +51,7 @@ def _episodes(
     for start in range(0, count, batch):
         rows = jax.device_get(_rollouts(world, key, start, batch, length, policy))
         for row in range(min(batch, count - start)):
-            yield _episode(jax.tree.map(lambda array, row=row: array[row], rows))
+            yield Episode.of(jax.tree.map(lambda array, row=row: array[row], rows))
 
 
 @functools.partial(jax.jit, static_argnames=("world", "batch", "length", "policy"))
@@ -61,13 +60,6 @@ def _rollouts(
 ) -> Trajectory:
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(start + jax.numpy.arange(batch))
     return jax.vmap(lambda key: worlds.rollout(world, key, length, policy))(keys)
-
-
-def _episode(trajectory: Trajectory) -> Episode:
-    """One unbatched trajectory without its padding."""
-    steps = int(np.sum(trajectory.valid))
-    fields = {f.name: getattr(trajectory, f.name) for f in dataclasses.fields(Episode) if f.name != "previous_action"}
-    return Episode(**jax.tree.map(lambda array: np.asarray(array)[:steps], fields))
 
 
 def find_policy(world: worlds.World, name: str) -> worlds.Policy:
