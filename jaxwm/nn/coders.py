@@ -211,7 +211,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Decodes features as an observation: an image decoder for each image, one vector decoder for all vectors.
 
-    ``pixels`` says how the last layer becomes pixels on the scale 0..1: ``linear`` adds one half, ``sigmoid`` squashes.
+    ``pixels`` says how the last layer becomes pixels on the scale 0..1: ``linear`` adds one half, ``sigmoid``
+    squashes.
     """
 
     spec: Spec
