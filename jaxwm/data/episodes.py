@@ -89,11 +89,17 @@ class Episode:
         return cls(**cut)
 
 
-def step_flags(length: int, terminal: bool = False) -> dict[str, np.ndarray]:
+def step_flags(length: int, terminal: bool = False) -> dict[str, Any]:
     """``is_first``, ``is_last`` and ``is_terminal`` ``[length]`` of a whole episode, for ``Episode(**...)``."""
     steps = np.arange(length)
     last = steps == length - 1
     return {"is_first": steps == 0, "is_last": last, "is_terminal": last & terminal}
+
+
+def in_32_bits(array: np.ndarray) -> np.ndarray:
+    """``array`` in the precision that JAX computes with: float64 as float32, int64 as int32."""
+    narrow = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}.get(array.dtype)
+    return array if narrow is None else array.astype(narrow)
 
 
 def info_fields(episode: Episode) -> tuple[Field, ...]:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxwm.data.episodes import DataError, Episode, check_episode, info_fields, step_flags, write_episodes
+from jaxwm.data.episodes import DataError, Episode, check_episode, in_32_bits, info_fields, step_flags, write_episodes
 from jaxwm.envs.images import resize
 from jaxwm.types import ActionSpec, Field, Spec, nearest
 
@@ -147,7 +147,7 @@ class Importer:
             if name in _RESERVED:
                 raw[name] = array
             elif tail and head in raw:
-                raw[head][tail] = _plain(array)
+                raw[head][tail] = in_32_bits(array)
             else:
                 raw["observation"][name] = self._observation(array, f"{file}: {name}")
         if not raw["observation"]:
@@ -338,12 +338,6 @@ def _pieces(frames: Iterator[np.ndarray], length: int | None) -> Iterator[list[n
 
 def _field(name: str, array: np.ndarray) -> Field:
     return Field(name, tuple(array.shape[1:]), str(array.dtype))
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """``array`` in the 32 bits that JAX computes with."""
-    narrow = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}.get(array.dtype)
-    return array if narrow is None else array.astype(narrow)
 
 
 def _natural(name: str) -> tuple[str, int]:
