@@ -46,7 +46,7 @@ def check_world_model(model: WorldModel, spec: Spec, *, seed: int = 0, updates: 
         raise AssertionError(f"model.spec is {model.spec}, expected {spec}")
     key = jax.random.key(seed)
     batch = moving_clips(spec, BATCH, LENGTH, seed)
-    variables = model.init(key, batch)
+    variables = jax.jit(model.init)(key, batch)
     check_rollout(model, variables, key, batch)
     check_devices(model, variables, key, batch)
     check_causality(model, variables, key, batch)

@@ -1,0 +1,18 @@
+"""A tiny instance of every registered family, on worlds that between them have every kind of input."""
+
+import jaxwm
+from jaxwm import models
+
+PICTURES = jaxwm.Spec(
+    (jaxwm.Field("image", (16, 16, 3), "uint8"), jaxwm.Field("vector", (3,), "float32")),
+    jaxwm.ActionSpec(2, low=(-1.0, 0.0), high=(1.0, 4.0)),
+)
+VECTORS = jaxwm.Spec((jaxwm.Field("vector", (4,), "float32"),), jaxwm.ActionSpec(3, discrete=True))
+
+_RSSM = dict(deter=32, hidden=16, units=16, stoch=4, classes=4, depth=4, embed=16, free_nats=0.0, blocks=4)
+TINY = {
+    "simple": models.FAMILIES["simple"](PICTURES, latent=16, hidden=32, depth=4),
+    "simple-vectors": models.FAMILIES["simple"](VECTORS, latent=16, hidden=32),
+    "rssm": models.FAMILIES["rssm"](PICTURES, **_RSSM),
+    "rssm-gaussian": models.FAMILIES["rssm"](VECTORS, recurrent="gru", latent="gaussian", **_RSSM),
+}
