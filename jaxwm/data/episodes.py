@@ -265,6 +265,17 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from None
 
 
+def splits_of(path: str | os.PathLike[str]) -> list[str]:
+    """The splits of the data set at ``path``: ``train`` first, the others by name.
+
+    Raises:
+      DataError: there is no data set.
+    """
+    read_header(path)
+    names = [file.name[len("index-") : -len(".npy")] for file in pathlib.Path(path).glob("index-*.npy")]
+    return sorted(names, key=lambda name: (name != "train", name))
+
+
 def open_episodes(path: str | os.PathLike[str], split: str) -> Episodes:
     """Opens one split of the data set at ``path`` for random access.
 
@@ -296,8 +307,7 @@ class Episodes(Sequence[Episode]):
         self.metadata: dict[str, Any] = header["metadata"]
         self._chunk = int(header["chunk"])
         file = self.path / f"index-{split}.npy"
-        splits = sorted(f.name[len("index-") : -len(".npy")] for f in self.path.glob("index-*.npy"))
-        if split not in splits:
+        if split not in (splits := splits_of(path)):
             raise DataError(f"{path}: there is no split {split!r}; {nearest(split, splits)}")
         try:
             index = np.load(file)
