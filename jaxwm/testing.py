@@ -243,7 +243,7 @@ def check_sharding(model: WorldModel, variables: Variables, key: Array) -> None:
         sharded = value_and_grad(
             jax.device_put(variables["params"], whole), jax.device_put(batch, by_row), jax.device_put(keys, by_row)
         )
-        scale = max(1.0, float(optax.global_norm(plain[1])), abs(float(plain[0])))
+        scale = max(1.0, float(optax.tree.norm(plain[1])), abs(float(plain[0])))
         relative = functools.partial(jax.tree.map, lambda x, scale=scale: np.asarray(x) / scale)
         _same(f"8: sharded loss and gradients ({stage.name}) equal unsharded ones", relative(plain), relative(sharded))
 
