@@ -1,0 +1,69 @@
+"""Exact simulators in pure JAX, with ground truth and a renderer: what a world model's dream is measured by."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxwm.types import nearest
+from jaxwm.worlds.base import Policy, Transition, World, random_policy, rollout
+from jaxwm.worlds.bounce import Bounce, BounceState, hold_centre
+from jaxwm.worlds.rooms import Rooms, RoomsState, walk_to_goal
+
+__all__ = [
+    "POLICIES",
+    "WORLDS",
+    "Bounce",
+    "BounceState",
+    "Policy",
+    "Rooms",
+    "RoomsState",
+    "Transition",
+    "World",
+    "hold_centre",
+    "make_policy",
+    "make_world",
+    "random_policy",
+    "rollout",
+    "walk_to_goal",
+]
+
+WORLDS: dict[str, type] = {"bounce": Bounce, "rooms": Rooms}
+"""Every world by name."""
+
+POLICIES: dict[str, dict[str, Policy]] = {
+    "bounce": {"random": random_policy, "hold_centre": hold_centre},
+    "rooms": {"random": random_policy, "walk_to_goal": walk_to_goal},
+}
+"""The policies to record each world with, by the name of the world and of the policy."""
+
+
+def make_world(name: str, **parameters: Any) -> World:
+    """The world called ``name`` with ``parameters``, for example ``make_world("bounce", balls=3)``.
+
+    Raises:
+      ValueError: there is no such world or parameter (the nearest known name is given), or a value is wrong.
+    """
+    world = _find("world", name, WORLDS)
+    known = [field.name for field in dataclasses.fields(world)]
+    for parameter in parameters:
+        if parameter not in known:
+            raise ValueError(f"{name}.{parameter} is no parameter of this world; {nearest(parameter, known)}")
+    made: World = world(**parameters)
+    return made
+
+
+def make_policy(world: str, name: str) -> Policy:
+    """The policy called ``name`` for the world called ``world``, to give to `rollout`.
+
+    Raises:
+      ValueError: there is no such world or policy; the nearest known name is given.
+    """
+    policy: Policy = _find(f"policy of {world}", name, _find("world", world, POLICIES))
+    return policy
+
+
+def _find(what: str, name: str, known: dict[str, Any]) -> Any:
+    if name not in known:
+        raise ValueError(f"there is no {what} {name!r}; {nearest(name, list(known))}")
+    return known[name]

@@ -1,0 +1,178 @@
+"""What a world is, and how an episode is recorded in it.
+
+A world is a frozen, hashable dataclass that is its own parameters, so that it can be a static argument of
+``jax.jit``. Its methods are pure and *unbatched*: ``jax.vmap`` makes thousands of worlds out of one. Every
+world is a unit box seen from above or from the side: positions are in sides of the box, x to the right and
+y down, as in its pictures; time is in seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import pydantic
+
+from jaxwm.types import ActionSpec, Array, PyTree, Spec, Trajectory
+
+
+class Transition(NamedTuple):
+    """What a step leads to: the next ``state``, and the scalars ``reward`` (float32) and ``is_terminal`` (bool)."""
+
+    state: PyTree
+    reward: Array
+    is_terminal: Array
+
+
+@runtime_checkable
+class World(Protocol):
+    """An exact simulator with a renderer. Unbatched and pure; a state is a pytree of physical quantities.
+
+    A world may also have ``random_action(key, state) -> action``, which `random_policy` then uses.
+    """
+
+    @property
+    def spec(self) -> Spec:
+        """What this world shows and takes."""
+        ...
+
+    def reset(self, key: Array) -> PyTree:
+        """A random first state."""
+        ...
+
+    def step(self, key: Array, state: PyTree, action: Array) -> Transition:
+        """One frame on; ``action`` ``[A]`` float32 in raw units, clipped to its bounds (one-hot if discrete)."""
+        ...
+
+    def observation(self, state: PyTree) -> dict[str, Array]:
+        """The arrays that ``spec.observation`` names."""
+        ...
+
+    def render(self, state: PyTree, size: int | None = None) -> Array:
+        """``[size, size, 3]`` uint8: a picture of ``state``, at the world's own size if none is given."""
+        ...
+
+    def info(self, state: PyTree) -> dict[str, Array]:
+        """Physical truth for evaluation, by name; the world's docstring states the units."""
+        ...
+
+
+Policy = Callable[[Any, Array, PyTree], Array]
+"""``policy(world, key, state) -> action``; it may look at the whole state of the world."""
+
+
+def random_policy(world: World, key: Array, state: PyTree) -> Array:
+    """``[A]``: the world's own ``random_action``, or uniform within the bounds, or a uniform one-hot choice."""
+    own = getattr(world, "random_action", None)
+    return uniform_action(world.spec.action, key) if own is None else own(key, state)
+
+
+def uniform_action(spec: ActionSpec, key: Array) -> Array:
+    """``[A]`` float32: uniform within the bounds of ``spec``, or a uniform one-hot choice if it is discrete."""
+    if spec.discrete:
+        return jax.nn.one_hot(jax.random.randint(key, (), 0, spec.dim), spec.dim)
+    if spec.low is None or spec.high is None:
+        raise ValueError("an unbounded action has no uniform distribution: give the world a random_action")
+    return jax.random.uniform(key, (spec.dim,), minval=jnp.asarray(spec.low), maxval=jnp.asarray(spec.high))
+
+
+def clip_action(spec: ActionSpec, action: Array) -> Array:
+    """``[A]`` float32: ``action`` within the bounds of ``spec``; unchanged where there are none.
+
+    Raises:
+      ValueError: ``action`` does not have the shape ``[spec.dim]``.
+    """
+    if jnp.shape(action) != (spec.dim,):
+        raise ValueError(f"action has shape {jnp.shape(action)}, expected ({spec.dim},): worlds are unbatched")
+    action = jnp.asarray(action, jnp.float32)
+    if spec.low is None or spec.high is None:
+        return action
+    return jnp.clip(action, jnp.asarray(spec.low), jnp.asarray(spec.high))
+
+
+def rollout(world: World, key: Array, length: int, policy: Policy = random_policy) -> Trajectory:
+    """Records one episode of at most ``length`` frames, in one `lax.scan`.
+
+    The trajectory is unbatched: its arrays are ``[T, ...]`` with T = ``length`` (``previous_action`` is
+    ``[A]``), and ``jax.vmap`` over keys gives the ``[B, T, ...]`` of the contract. The last valid step's
+    action and reward are zero (void). An episode that ends before ``length`` is padded: ``valid`` is False,
+    the last frame and its truth are repeated, everything else is zero.
+
+    Raises:
+      ValueError: ``length`` is below 1.
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}, expected at least 1")
+    key_reset, key_steps = jax.random.split(key)
+
+    def advance(carry: tuple[PyTree, Array, Array], inputs: tuple[Array, Array]) -> tuple[Any, Any]:
+        state, is_terminal, valid = carry
+        key, at_limit = inputs
+        key_policy, key_step = jax.random.split(key)
+        is_last = valid & (is_terminal | at_limit)
+        goes_on = valid & ~is_last
+        action = clip_action(world.spec.action, policy(world, key_policy, state))
+        after = world.step(key_step, state, action)
+        void = lambda value: jnp.where(goes_on, value, 0.0)  # noqa: E731
+        record = (state, void(action), void(after.reward), is_terminal & valid, is_last, valid)
+        next_state = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), after.state, state)
+        return (next_state, after.is_terminal & goes_on, goes_on), record
+
+    at_limit = jnp.arange(length) == length - 1
+    start = (world.reset(key_reset), jnp.array(False), jnp.array(True))
+    _, record = jax.lax.scan(advance, start, (jax.random.split(key_steps, length), at_limit))
+    states, action, reward, is_terminal, is_last, valid = record
+    return Trajectory(
+        observation=jax.vmap(world.observation)(states),
+        action=action,
+        previous_action=jnp.zeros((world.spec.action.dim,), jnp.float32),
+        reward=reward,
+        is_first=jnp.arange(length) == 0,
+        is_last=is_last,
+        is_terminal=is_terminal,
+        valid=valid,
+        action_valid=valid,
+        info=jax.vmap(world.info)(states),
+    )
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the lower end {value[0]} is above the upper end {value[1]}")
+    return value
+
+
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+PositiveRange = Annotated[tuple[Positive, Positive], pydantic.AfterValidator(_ordered)]
+"""Lower and upper end of a uniform distribution; equal ends fix the value."""
+NonNegativeRange = Annotated[tuple[NonNegative, NonNegative], pydantic.AfterValidator(_ordered)]
+
+
+@functools.cache
+def _adapters(world_class: type) -> dict[str, pydantic.TypeAdapter[Any]]:
+    hints = typing.get_type_hints(world_class, include_extras=True)
+    return {field.name: pydantic.TypeAdapter(hints[field.name]) for field in dataclasses.fields(world_class)}
+
+
+def check_parameters(world: object) -> None:
+    """Checks every field of a world against its annotation, and turns lists into tuples; for ``__post_init__``.
+
+    Raises:
+      ValueError: one line that names the field, what came and what was expected.
+    """
+    world_class: Any = type(world)
+    for name, adapter in _adapters(world_class).items():
+        value = getattr(world, name)
+        value = tuple(value) if isinstance(value, list) else value
+        try:
+            object.__setattr__(world, name, adapter.validate_python(value, strict=True))
+        except pydantic.ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            reason = reason[0].lower() + reason[1:]
+            raise ValueError(f"{world_class.__name__.lower()}.{name} is {value!r}: {reason}") from None
