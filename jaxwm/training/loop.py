@@ -287,7 +287,9 @@ class _Session:
                     self.check_finite(state, phase, key)
                     self.store.save(state, at)
                 if stop is not None:
-                    raise Interrupted(stop, step, self.path)
+                    interrupted = Interrupted(stop, step, self.path)
+                    self.report.say(str(interrupted))
+                    raise interrupted
                 if not (is_last and is_final) and _is_due(step, settings.evaluate_every):
                     self.call("evaluate", state)
                 if not (is_last and is_final) and _is_due(step, settings.video_every):

@@ -209,7 +209,7 @@ def first_nonfinite(
             if number:
                 values = f"{number} {'value' if number == 1 else 'values'}"
                 return parameter_path(path), values + (f", as {', '.join(bad_parts)} of the loss" if bad_parts else "")
-    return "gradient_norm", "no tensor, but the norm over all overflows"
+    return "a norm", "the gradient's or the update's; every tensor is"
 
 
 def _differentiate(

@@ -1,7 +1,20 @@
+import jax
 import pytest
 from tiny_model import tiny_config, write_tiny_data
 
 from jaxwm.training import train
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The same program is compiled once in this process, however many runs use it; processes of their own compile."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.1), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +27,20 @@ def tiny_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole_run(tiny_data, tmp_path_factory):
-    """An uninterrupted run of 20 steps: what every interrupted one has to equal."""
-    path = tmp_path_factory.mktemp("whole") / "run"
-    return path, train(tiny_config(tiny_data, "training.ema=0.9"), path, progress=False)
+    """An uninterrupted run of 20 steps, what every interrupted one has to equal: its folder, result and events."""
+    path, events = tmp_path_factory.mktemp("whole") / "run", []
+
+    def callback(event):
+        event.log({f"test/{event.name}": event.step})
+        events.append(event)
+
+    config = tiny_config(tiny_data, "training.evaluate_every=4", "training.video_every=6")
+    return path, train(config, path, [callback], progress=False), events
+
+
+@pytest.fixture(scope="session")
+def half_run(tiny_data, tmp_path_factory):
+    """The folder of a run that has done 10 of the 20 steps."""
+    path = tmp_path_factory.mktemp("half") / "run"
+    train(tiny_config(tiny_data, "stages.joint.steps=10"), path, progress=False)
+    return path

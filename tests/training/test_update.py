@@ -173,7 +173,7 @@ def spoil(state, path):
     [
         (MODEL, True, None, "batch/observation/vector"),
         (MODEL, False, ("decoder", "bias"), "variables/params/decoder/bias"),
-        (TinyModel(SPEC, singular=True), False, None, "gradients/dynamics/bias"),
+        (TinyModel(SPEC, fails_at=0), False, None, "gradients/dynamics/bias"),
     ],
 )
 def test_what_is_not_finite_is_not_applied_and_named(model, batch_is_bad, bad_parameter, tensor):
