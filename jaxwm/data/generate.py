@@ -134,4 +134,4 @@ def generate_dataset(
     log(f"simulating {train} + {test} episodes of {source.name} into {path}")
     begin = time.perf_counter()
     write_episodes(path, source.spec, source.splits, source.name, source.metadata)
-    log(f"wrote {(train + test)} episodes of {length} steps to {path} in {time.perf_counter() - begin:.1f} s")
+    log(f"wrote {train + test} episodes of at most {length} steps to {path} in {time.perf_counter() - begin:.1f} s")

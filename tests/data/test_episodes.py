@@ -283,6 +283,14 @@ def test_a_killed_writer_leaves_nothing_that_is_read_and_the_next_one_cleans_up(
             assert_equal(left, right)
 
 
+def test_a_whole_data_set_that_a_dead_writer_did_not_publish_is_not_taken_for_the_new_one(tmp_path):
+    left = tmp_path / ".set.incomplete" / "jaxwm_episodes" / "steps" / "1.0.0"
+    data.write_episodes(left, SPEC, {"train": [make_episode(9)]}, "steps")
+    data.write_episodes(tmp_path / "set", SPEC, {"train": [make_episode(3)]}, "steps")
+    assert data.open_episodes(tmp_path / "set", "train").lengths.tolist() == [3]
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
 def test_a_second_writer_waits_for_the_first_and_then_finds_its_data(tmp_path):
     import threading
 
