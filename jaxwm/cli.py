@@ -80,9 +80,9 @@ def doctor() -> None:
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-@_example("jaxwm data generate bounce data/bounce", "jaxwm data inspect data/bounce --sheet frames.png")
+@_example("jaxwm data generate bounce --out data/bounce", "jaxwm data inspect data/bounce --sheet frames.png")
 def data(context: typer.Context) -> None:
-    """Generates, records, imports and inspects episodes: see jaxwm data --help."""
+    """Generates, records, imports and inspects episodes; `jaxwm data -h` lists how."""
     from jaxwm.data.cli import app as data_app
 
     status = typer.main.get_command(data_app).main(context.args, prog_name="jaxwm data", standalone_mode=False)
@@ -358,6 +358,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if debug:
                 raise
             return _explain(error)
+    if status == 130:
+        return _say("interrupted", 130)
     return status if isinstance(status, int) else 0
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CORE = (
     "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "grain", "tensorflow-datasets", "array-record",
-    "pydantic", "numpy", "typer", "rich", "matplotlib", "dm-pix", "imageio", "av",
+    "flatbuffers", "pydantic", "numpy", "typer", "rich", "matplotlib", "dm-pix", "imageio", "av",
 )  # fmt: skip
 """Distributions that jaxwm does not run without."""
 

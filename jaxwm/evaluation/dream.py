@@ -121,7 +121,7 @@ def dream_run(
     if horizon is not None and horizon < 1:
         raise ValueError(f"horizon is {horizon}, expected at least 1")
     context = context or run.config.evaluation.context
-    source = runs.open_split(run.config, split, start + count)
+    source = runs.matching_split(run.config, run.spec, split, start + count)
     available = len(source.lengths)
     if not 0 <= start < available or not 1 <= count <= available - start:
         raise ValueError(f"episodes {start}..{start + count - 1}: {split} has the episodes 0..{available - 1}")

@@ -288,9 +288,7 @@ def write_report(path: str | os.PathLike[str], report: Report) -> pathlib.Path:
     Raises:
       ValueError: another suffix than .html, or sections that cannot be drawn.
     """
-    path = pathlib.Path(path)
-    if path.suffix != ".html":
-        raise ValueError(f"{path}: a report is an .html file")
+    path = check_path(path)
     here = importlib.resources.files("jaxwm.evaluation")
     style, script = (here.joinpath(name).read_text("utf-8") for name in ("report.css", "report.js"))
     figures = "".join(
@@ -310,6 +308,18 @@ def write_report(path: str | os.PathLike[str], report: Report) -> pathlib.Path:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, "utf-8")
     os.replace(partial, path)
+    return path
+
+
+def check_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """``path``, if a report can have that name.
+
+    Raises:
+      ValueError: it does not end in .html.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".html":
+        raise ValueError(f"{path}: a report is an .html file")
     return path
 
 

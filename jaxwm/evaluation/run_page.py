@@ -51,6 +51,7 @@ def run_report(
     Raises:
       DataError, ValueError: as `evaluate_run`.
     """
+    page.check_path(path)
     say = log or (lambda line: None)
     if scores is None:
         say("scoring held-out episodes")

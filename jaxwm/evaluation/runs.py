@@ -151,16 +151,38 @@ def evaluate_run(
     )
 
 
+def matching_split(config: Config, spec: Spec, split: str, count: int) -> Episodes:
+    """`open_split`, if its episodes are of ``spec``.
+
+    Raises:
+      DataError: they are not.
+    """
+    source = open_split(config, split, count)
+    if source.spec != spec:
+        raise data.DataError(
+            f"{config.data.path}: these episodes have {_describe(source.spec)}, "
+            f"the model was made for {_describe(spec)}"
+        )
+    return source
+
+
+def _describe(spec: Spec) -> str:
+    """A specification in a few words."""
+    fields = [f"{field.name} {field.dtype}{list(field.shape)}" for field in (*spec.observation, *spec.condition)]
+    action = spec.action
+    bounds = "" if action.low is None else f" within {list(action.low)} and {list(action.high or ())}"
+    actions = f"one of {action.dim} actions" if action.discrete else f"{action.dim} actions{bounds}"
+    return f"{', '.join(fields)} and {actions}"
+
+
 def checked_split(config: Config, spec: Spec, split: str, count: int, context: int, horizon: int) -> Episodes:
-    """`open_split`, if its episodes are of ``spec`` and at least one is long enough.
+    """`matching_split`, if at least one of its episodes is long enough.
 
     Raises:
       DataError: they are of another spec.
       ValueError: all are too short.
     """
-    source = open_split(config, split, count)
-    if source.spec != spec:
-        raise data.DataError(f"{config.data.path}: shows and takes {source.spec}, the model was made for {spec}")
+    source = matching_split(config, spec, split, count)
     longest = int(source.lengths.max(initial=0))
     if context + horizon > longest:
         raise ValueError(
@@ -179,13 +201,12 @@ def training_mean(config: Config, episodes: int = MEAN_EPISODES) -> dict[str, np
 
 def ball_measure(config: Config) -> video.Extra | None:
     """The measure of ball positions, where the episodes are of the world ``bounce``."""
-    generate = config.data.generate
-    if generate is None or generate.world.name != "bounce":
-        return None
     from jaxwm.config import build_world
     from jaxwm.evaluation.balls import BallPositions
+    from jaxwm.worlds import Bounce
 
-    return BallPositions(build_world(generate.world))
+    world = None if config.data.generate is None else build_world(config.data.generate.world)
+    return BallPositions(world) if isinstance(world, Bounce) else None
 
 
 def watch_run(

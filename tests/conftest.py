@@ -1,0 +1,40 @@
+"""A run folder to look at, made in a second: the toy family in the world `bounce`, its episodes simulated."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+import toy_family
+import yaml
+
+from jaxwm import data
+from jaxwm.config import build_model, load_config
+from jaxwm.training import Run, save_weights
+from jaxwm.types import example_batch
+
+
+@pytest.fixture(scope="session")
+def toy_config(tmp_path_factory):
+    """The path of a YAML file; its episodes are not on disk."""
+    folder = tmp_path_factory.mktemp("toy")
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy_family.toy_values(folder / "episodes")))
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_config) -> Run:
+    """An untrained toy."""
+    config = load_config(toy_config)
+    spec = data.load_spec(config)
+    model = build_model(config.model, spec)
+    assert isinstance(model, toy_family.Toy)
+    return Run(config, spec, model, model.init(jax.random.key(0), example_batch(spec, 1, 2)), 0)
+
+
+@pytest.fixture(scope="session")
+def toy_run_dir(toy_run, tmp_path_factory):
+    """The folder of `toy_run`."""
+    path = tmp_path_factory.mktemp("runs") / "toy"
+    save_weights(toy_run, path)
+    return path
