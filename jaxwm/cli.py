@@ -38,6 +38,15 @@ class Estimate(StrEnum):
     mean = "mean"
 
 
+class Platform(StrEnum):
+    """What an exported rollout runs on."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    rocm = "rocm"
+    tpu = "tpu"
+
+
 RunArgument = Annotated[
     pathlib.Path | None,
     typer.Argument(metavar="RUN", help="The folder of a run; without it the small trained model of the package."),
@@ -253,19 +262,27 @@ def report(
 
 
 @app.command()
-@_example("jaxwm export runs/bounce --horizon 15", "jaxwm export runs/bounce --horizon 15 --batch 64 --out dream.bin")
+@_example(
+    "jaxwm export runs/bounce --horizon 15",
+    "jaxwm export runs/bounce --horizon 40 --batch 64 --platform cpu --platform cuda --out dream.jaxwm",
+)
 def export(
     run: RunArgument = None,
-    out: Annotated[pathlib.Path | None, typer.Option(help="The file; by default RUN/imagine_H15.bin.")] = None,
+    out: Annotated[pathlib.Path | None, typer.Option(help="The file; by default RUN/imagine_H15.jaxwm.")] = None,
     horizon: Annotated[int, typer.Option(min=1, help="Frames to imagine in a call.")] = 15,
-    batch: Annotated[int, typer.Option(min=1, help="Dreams in a call.")] = 1,
+    batch: Annotated[int | None, typer.Option(min=1, help="Dreams in a call; by default left open.")] = None,
+    platform: Annotated[
+        list[Platform] | None, typer.Option(help="Where the file shall run; by default as this process does.")
+    ] = None,
     step: Step = None,
 ) -> None:
     """Saves the compiled rollout of a run with its parameters, to be called without its Python."""
     from jaxwm.exporting import export_imagination
 
-    path = out or (run or pathlib.Path()) / f"imagine_H{horizon}.bin"
-    export_imagination(_load(run, step), path, horizon, batch)
+    path = out or (run or pathlib.Path()) / f"imagine_H{horizon}.jaxwm"
+    loaded = _load(run, step)
+    platforms = [name.value for name in platform] if platform else None
+    export_imagination(loaded.model, loaded.variables, path, horizon=horizon, batch=batch, platforms=platforms)
     typer.echo(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 

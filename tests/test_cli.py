@@ -140,19 +140,19 @@ def test_without_a_run_the_model_of_the_package_is_used(call, toy_run_dir, tmp_p
     assert call("imagine", "--out", tmp_path / "d.npz", "--horizon", 2)[0] == 0
 
 
-def test_export_hands_its_options_over(call, toy_run_dir, tmp_path, monkeypatch):
-    import types
+def test_an_exported_rollout_dreams_what_the_run_does(call, toy_run_dir, toy_run, tmp_path):
+    import jax
 
-    calls = []
+    from jaxwm.exporting import load_exported
 
-    def export_imagination(run, path, horizon, batch):
-        calls.append((run.step, horizon, batch))
-        path.write_bytes(b"x")
-
-    monkeypatch.setitem(sys.modules, "jaxwm.exporting", types.SimpleNamespace(export_imagination=export_imagination))
-    out = tmp_path / "dream.bin"
-    assert call("export", toy_run_dir, "--horizon", 7, "--batch", 3, "--out", out)[0] == 0
-    assert calls == [(0, 7, 3)]
+    out = tmp_path / "dream.jaxwm"
+    status, output, _ = call("export", toy_run_dir, "--horizon", 3, "--batch", 2, "--platform", "cpu", "--out", out)
+    assert status == 0 and output.startswith(f"wrote {out} (")
+    frames = np.full((2, 16, 16, 3), 100, np.uint8)
+    key_data = jax.random.key_data(jax.random.key(0))
+    dream = load_exported(out)(key_data, {"image": frames}, np.zeros((2, 3, 2), np.float32))
+    assert dream["observation/image"].shape == (2, 4, 16, 16, 3)
+    np.testing.assert_allclose(dream["observation/image"][:, 0], 100 / 255, rtol=1e-5)
 
 
 def test_bench_takes_a_configuration_or_a_run(call, toy_config, toy_run_dir, monkeypatch):

@@ -22,6 +22,7 @@ MISTAKES = {
     "not a number": ("imagine toy --horizon far", "Invalid value for '--horizon'"),
     "out of range": ("evaluate toy --episodes 0", "Invalid value for '--episodes'"),
     "no such choice": ("evaluate toy --estimate median", "Invalid value for '--estimate'"),
+    "no such platform": ("export toy --platform abacus", "Invalid value for '--platform'"),
     # ------------------------------------------------------------------------------------------- configuration
     "no such file": ("train nowhere.yaml", "nowhere.yaml: cannot read this configuration (No such file or directory)"),
     "a folder": ("train toy", "toy: cannot read this configuration (Is a directory)"),
