@@ -355,29 +355,25 @@ class Episodes(Sequence[Episode]):
             for chunk in range(start // self._chunk, (stop - 1) // self._chunk + 1):
                 offset = chunk * self._chunk
                 low, high = max(start, offset), min(stop, offset + self._chunk)
-                record = self._read(index, chunk, self._layout)
+                record = self._read(index, chunk, self._layout, high - offset)
                 for name, array in arrays.items():
                     array[row, low - start : high - start] = record[name][low - offset : high - offset]
                 if start > low - 1 >= offset:
                     previous[row] = record["action"][low - 1 - offset]
             if start and start % self._chunk == 0:
-                previous[row] = self._read(index, start // self._chunk - 1, ["action"])["action"][-1]
+                before = self._read(index, start // self._chunk - 1, ["action"], self._chunk)
+                previous[row] = before["action"][-1]
         return Trajectory(previous_action=previous, valid=valid, **unflatten(arrays))  # type: ignore[arg-type]
 
-    def _read(self, index: int, chunk: int, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """The arrays ``names`` of record ``chunk`` of episode ``index``."""
+    def _read(self, index: int, chunk: int, names: Iterable[str], steps: int) -> dict[str, np.ndarray]:
+        """The first ``steps`` steps of the arrays ``names`` of record ``chunk`` of episode ``index``."""
         number = int(self._first[index]) + chunk
-        steps = min(self._chunk, int(self.lengths[index]) - chunk * self._chunk)
         try:
-            record = self._records.read(number, names)
-            for name, array in record.items():
-                if len(array) != steps:
-                    raise ValueError(f"{name} has {len(array)} steps, expected {steps}")
+            return self._records.read(number, names, steps)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             file = self._records.file_of(number)
             raise DataError(f"{file}: {self.split} episode {index} cannot be read, damaged ({reason})") from None
-        return record
 
 
 def layout(spec: Spec, info: Sequence[Field]) -> dict[str, tuple[tuple[int, ...], str]]:

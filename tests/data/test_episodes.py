@@ -58,9 +58,16 @@ def test_a_window_unzips_only_the_records_that_it_touches(folder, start, length,
     episodes = data.open_episodes(folder, "train")
     read = []
     original = episodes._records.read
-    episodes._records.read = lambda record, names: read.append(record) or original(record, names)
+    episodes._records.read = lambda record, names, steps: read.append(record) or original(record, names, steps)
     episodes.window(0, start, length)
     assert len(read) == touched <= -(-length // CHUNK) + 1
+
+
+def test_an_index_that_promises_more_steps_than_there_are_is_found(tmp_path, folder):
+    path = copy(folder, tmp_path)
+    np.save(path / "index-test.npy", np.array([[0, 24], [2, 16]]))  # the first has 20 steps
+    with pytest.raises(data.DataError, match="test episode 0 cannot be read, damaged"):
+        data.open_episodes(path, "test")[0]
 
 
 def test_windows_outside_an_episode_are_refused(folder):

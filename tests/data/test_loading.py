@@ -130,7 +130,7 @@ def test_threads_end_with_their_iterator(episodes, ending):
 def test_an_error_in_a_thread_reaches_the_reader(folder):
     episodes = data.open_episodes(folder, "train")
 
-    def fail(record, names):
+    def fail(record, names, steps):
         raise RuntimeError("a bad block")
 
     episodes._records.read = fail
