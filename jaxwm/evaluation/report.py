@@ -128,6 +128,7 @@ class Chart:
       x: the places of the values; by default 1, 2, 3 ...
       x_title: what the axis counts.
       digits: significant digits of values under the cursor.
+      log: whether values, all positive, are drawn on a logarithmic axis.
       follows_clock: whether the axis is the horizon, so that the page's slider moves its cursor.
       colours: of each series, as names of the style sheet (``model``, ``copy``, ``mean``).
     """
@@ -137,6 +138,7 @@ class Chart:
     x: Sequence[float] | None = None
     x_title: str = "frames after the last one seen"
     digits: int = 3
+    log: bool = False
     follows_clock: bool = False
     colours: Sequence[str] = _SERIES
 
@@ -147,12 +149,14 @@ class Chart:
         if any(len(row) != len(places) for row in values):
             raise ValueError(f"{self.title}: series of {[len(r) for r in values]} values on an axis of {len(places)}")
         finite = [v for row in values for v in row if math.isfinite(v)] or [0.0, 1.0]
-        marks = _ticks(min(finite), max(finite))
+        marks = (_decades if self.log else _ticks)(min(finite), max(finite))
         low, high = min(marks[0], *finite), max(marks[-1], *finite)
         first, last = float(places[0]), float(places[-1])
         span = (last - first) or 1.0
         to_x = lambda v: round(_LEFT + (v - first) / span * (_WIDTH - _LEFT - _RIGHT), 1)  # noqa: E731
-        to_y = lambda v: round(_HEIGHT - _BOTTOM - (v - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)  # noqa: E731
+        scale = math.log10 if self.log else float
+        share = lambda v: (scale(v) - scale(low)) / (scale(high) - scale(low))  # noqa: E731
+        to_y = lambda v: round(_HEIGHT - _BOTTOM - share(v) * (_HEIGHT - _TOP - _BOTTOM), 1)  # noqa: E731
         x = [to_x(float(v)) for v in places]
         y = [[to_y(v) if math.isfinite(v) else None for v in row] for row in values]
         grid = "".join(
@@ -258,7 +262,7 @@ class Picture:
 
 def curves(scores: Scores) -> Charts:
     """The charts of ``scores`` over the horizon, but for mean squared errors, which PSNR shows already."""
-    names = [n for n in scores.names if not n.endswith(("/mse", "/mse_changed"))]
+    names = [n for n in scores.shown if not n.endswith(("/mse", "/mse_changed"))]
     names = [n for n in names if any(math.isfinite(v) for v in scores.metrics["model"][n])]
     charts = []
     for name in names:
@@ -361,6 +365,16 @@ def _ticks(low: float, high: float, count: int = 4) -> list[float]:
     step = magnitude * next(m for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Powers of ten, and where they are few also twice and five times them, that enclose ``low`` to ``high``."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    last = max(last, first + 1)
+    steps = (1, 2, 5) if last - first < 3 else (1,)
+    marks = [m * 10.0**e for e in range(first, last) for m in steps] + [10.0**last]
+    below, above = [m for m in marks if m <= low], [m for m in marks if m >= high]
+    return [m for m in marks if below[-1] <= m <= above[0]]
 
 
 def _axis(first: float, last: float) -> list[float]:

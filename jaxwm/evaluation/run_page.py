@@ -111,7 +111,9 @@ def _headline(scores: Scores, parameters: int, history: Sequence[dict[str, Any]]
     figures = []
     for name in (n for n in scores.names if n.endswith("/psnr")):
         gain = scores.at(name, horizon) - scores.at(name, horizon, "copy")
-        figures.append(page.Figure(f"{gain:+.1f} dB", "PSNR over copying the last frame", f"{ahead}, all pixels"))
+        over_mean = scores.at(name, horizon) - scores.at(name, horizon, "mean")
+        note = f"{ahead}, all pixels; {over_mean:+.1f} dB over the mean frame"
+        figures.append(page.Figure(f"{gain:+.1f} dB", "PSNR over copying the last frame", note))
     for name in (n for n in scores.names if n.endswith("/ssim")):
         figures.append(page.Figure(f"{scores.at(name, horizon):.3f}", "SSIM", f"{ahead}; copying: "
                                    f"{scores.at(name, horizon, 'copy'):.3f}"))  # fmt: skip
@@ -181,7 +183,9 @@ def _training_charts(history: Sequence[dict[str, Any]]) -> page.Charts | None:
                 at = sorted(known)
                 row = np.interp(steps, at, [known[s] for s in at], left=math.nan, right=math.nan)
                 values[label] = [float(v) for v in row]
-        charts.append(page.Chart(name, values, x=steps, x_title="updates"))
+        finite = [v for row in values.values() for v in row if math.isfinite(v)]
+        is_wide = min(finite) > 0 and max(finite) > 30 * min(finite)
+        charts.append(page.Chart(name, values, x=steps, x_title="updates", log=is_wide))
     note = "Over the number of updates."
     return page.Charts("Training", charts, note) if charts else None
 

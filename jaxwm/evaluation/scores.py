@@ -31,9 +31,11 @@ TITLES = {
     "mse": "MSE, all pixels",
     "mse_changed": "MSE, changed pixels",
     "rmse": "RMSE",
-    "within_radius": "ball found within one radius (fraction)",
-    "position_error": "position error of the balls found (radii)",
+    "within_radius": "balls within one radius (fraction)",
+    "position_error": "ball position error (radii)",
 }
+_HEADS = ("reward", "continuation")
+
 RISING = ("psnr", "psnr_changed", "ssim", "ssim_changed", "within_radius")
 """Metrics of which more is better."""
 
@@ -74,7 +76,8 @@ class Scores:
         weights = next(weight for name, (_, weight) in totals["model"].items() if name.endswith("/mse"))
         count = tuple(round(float(weight) / scored) for weight in weights)
         metrics: dict[str, dict[str, tuple[float, ...]]] = {}
-        for predictor, parts in totals.items():
+        for predictor in sorted(totals, key=lambda p: list(LABELS).index(p) if p in LABELS else len(LABELS)):
+            parts = totals[predictor]
             metrics[predictor] = {}
             for name, (total, weight) in parts.items():
                 mean = np.divide(total, weight, out=np.full(np.shape(total), np.nan), where=np.asarray(weight) > 0)
@@ -92,10 +95,22 @@ class Scores:
     def names(self) -> tuple[str, ...]:
         """Every metric of the model, as ``"part/metric"``: part by part, the ones that say most first."""
         names = list(self.metrics["model"])
-        parts = list(dict.fromkeys(name.split("/")[0] for name in names))
         order = {metric: index for index, metric in enumerate(TITLES)}
-        rank = lambda name: (parts.index(name.split("/")[0]), order.get(name.split("/")[1], len(order)))  # noqa: E731
+
+        def rank(name: str) -> tuple[bool, bool, str, int]:
+            part, _, metric = name.partition("/")
+            return part in _HEADS, f"{part}/psnr" not in names, part, order.get(metric, len(order))
+
         return tuple(sorted(names, key=rank))
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """`names` without rewards and continuations that never vary: there, copying is exact."""
+        return tuple(
+            name
+            for name in self.names
+            if name.split("/")[0] not in _HEADS or any(v > 0 for v in self.metrics.get("copy", {}).get(name, (1.0,)))
+        )
 
     def at(self, name: str, horizon: int, predictor: str = "model") -> float:
         """The value of metric ``name`` (``"image/psnr"``) at ``horizon`` (1 is the first imagined frame).
@@ -156,7 +171,7 @@ class Scores:
         """
         horizons = list(horizons or some_horizons(self.horizon))
         lines = []
-        for name in self.names:
+        for name in self.shown:
             for predictor, metrics in self.metrics.items():
                 if name in metrics:
                     cells = [_format(name, metrics[name][h - 1]) for h in horizons]
@@ -207,7 +222,7 @@ class Scores:
         known = FigureCanvasAgg(figure).get_supported_filetypes()
         if path.suffix.lstrip(".") not in known:
             raise ValueError(f"{path}: cannot draw a plot as {path.suffix!r}; {nearest(path.suffix, sorted(known))}")
-        names = [name for name in self.names if any(math.isfinite(v) for v in self.metrics["model"][name])]
+        names = [name for name in self.shown if any(math.isfinite(v) for v in self.metrics["model"][name])]
         columns = min(3, len(names))
         lines = -(-len(names) // columns)
         figure.set_size_inches(4.4 * columns, 3.0 * lines)
@@ -232,7 +247,7 @@ class Scores:
 
     def order(self) -> list[tuple[str, str]]:
         """(metric, predictor) of each line of `rows`."""
-        return [(name, p) for name in self.names for p, metrics in self.metrics.items() if name in metrics]
+        return [(name, p) for name in self.shown for p, metrics in self.metrics.items() if name in metrics]
 
 
 def title(name: str) -> str:

@@ -122,6 +122,14 @@ def test_a_chart_draws_its_values_to_scale():
         report.Chart("c", {"one": [1.0, 2.0]}, x=[1]).to_html()
 
 
+def test_a_logarithmic_axis_has_equal_steps_for_equal_ratios():
+    page = parse(report.Chart("c", {"one": [1000.0, 100.0, 10.0]}, log=True).to_html())
+    (y,) = json.loads(page.all("figure", "chart")[0]["data-values"])["y"]
+    assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.2) and y[0] < y[2]
+    assert report._decades(3, 70) == [2, 5, 10, 20, 50, 100]
+    assert report._decades(0.003, 900) == [0.001, 0.01, 0.1, 1, 10, 100, 1000]
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 8), (1e-6, 3e-6), (5, 5), (0, 23456)])
 def test_ticks_are_few_and_enclose_the_values(low, high):
     ticks = report._ticks(low, high)

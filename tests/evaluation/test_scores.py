@@ -45,6 +45,17 @@ def test_frames_are_counted_once_however_many_samples():
     assert make([0.1], [0.1], estimate="mean", samples=2).count == (4,)
 
 
+def test_what_says_most_comes_first_and_what_says_nothing_is_not_shown():
+    one = np.ones(1)
+    parts = {"reward/mse": (0 * one, one), "ball/within_radius": (one, one), "continuation/mse": (one, one)}
+    images = {"image/mse": (one, one), "image/mse_changed": (one, one), "image/ssim": (one, one)}
+    scores = Scores.from_totals({"mean": images, "copy": parts | images, "model": parts | images}, **FACTS)
+    assert list(scores.metrics) == ["model", "copy", "mean"]
+    assert scores.names[0] == "image/psnr" and scores.names[2] == "image/ssim"
+    assert scores.names[-3:] == ("ball/within_radius", "continuation/rmse", "reward/rmse")
+    assert scores.shown == scores.names[:-1], "the last frame's reward is exactly right: there is nothing to predict"
+
+
 def test_best_knows_which_way_is_up(scores):
     assert [scores.best("image/psnr", h) for h in (1, 3)] == ["model", "copy"]
     assert [scores.best("image/mse", h) for h in (1, 3)] == ["model", "copy"]
