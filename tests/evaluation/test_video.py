@@ -157,6 +157,8 @@ def test_rewards_and_continuations_are_scored(ragged):
     np.testing.assert_allclose(scores.at("reward/rmse", h), np.sqrt(np.mean((reward - guess) ** 2)), rtol=1e-5)
     np.testing.assert_allclose(scores.at("continuation/rmse", h), 0.25, rtol=1e-5)
     assert scores.at("continuation/rmse", h, "copy") == 0
+    seen = trajectory.reward[rows, CONTEXT - 2]
+    np.testing.assert_allclose(scores.at("reward/rmse", h, "copy"), np.sqrt(np.mean((reward - seen) ** 2)), rtol=1e-5)
 
 
 def test_an_unchanged_picture_has_no_changed_pixels_and_a_perfect_copy(model, variables, episodes, spec):
