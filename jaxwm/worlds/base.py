@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pydantic
 
 from jaxwm.types import ActionSpec, Array, PyTree, Spec, Trajectory
@@ -87,8 +88,8 @@ def clip_action(spec: ActionSpec, action: Array) -> Array:
     Raises:
       ValueError: ``action`` does not have the shape ``[spec.dim]``.
     """
-    if jnp.shape(action) != (spec.dim,):
-        raise ValueError(f"action has shape {jnp.shape(action)}, expected ({spec.dim},): worlds are unbatched")
+    if np.shape(action) != (spec.dim,):
+        raise ValueError(f"action has shape {np.shape(action)}, expected ({spec.dim},): worlds are unbatched")
     action = jnp.asarray(action, jnp.float32)
     if spec.low is None or spec.high is None:
         return action
@@ -108,12 +109,12 @@ def rollout(world: World, key: Array, length: int, policy: Policy = random_polic
     """
     if length < 1:
         raise ValueError(f"length is {length}, expected at least 1")
-    key_reset, key_steps = jax.random.split(key)
+    # All keys at once: each call of the generator adds to the time of compilation.
+    keys = jax.random.split(key, 2 * length + 1)
 
     def advance(carry: tuple[PyTree, Array, Array], inputs: tuple[Array, Array]) -> tuple[Any, Any]:
         state, is_terminal, valid = carry
-        key, at_limit = inputs
-        key_policy, key_step = jax.random.split(key)
+        (key_policy, key_step), at_limit = inputs
         is_last = valid & (is_terminal | at_limit)
         goes_on = valid & ~is_last
         action = clip_action(world.spec.action, policy(world, key_policy, state))
@@ -124,8 +125,8 @@ def rollout(world: World, key: Array, length: int, policy: Policy = random_polic
         return (next_state, after.is_terminal & goes_on, goes_on), record
 
     at_limit = jnp.arange(length) == length - 1
-    start = (world.reset(key_reset), jnp.array(False), jnp.array(True))
-    _, record = jax.lax.scan(advance, start, (jax.random.split(key_steps, length), at_limit))
+    start = (world.reset(keys[0]), jnp.array(False), jnp.array(True))
+    _, record = jax.lax.scan(advance, start, (keys[1:].reshape(length, 2), at_limit))
     states, action, reward, is_terminal, is_last, valid = record
     return Trajectory(
         observation=jax.vmap(world.observation)(states),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pydantic
 from flax import struct
 
@@ -141,8 +142,8 @@ class Bounce:
         given = {"position": position, "velocity": velocity, "radius": radius, "mass": mass}
         for name, value in given.items():
             expected = (self.balls, 2) if name in ("position", "velocity") else (self.balls,)
-            if jnp.shape(value) != expected:
-                raise ValueError(f"{name} has shape {jnp.shape(value)}, expected {expected}")
+            if np.shape(value) != expected:
+                raise ValueError(f"{name} has shape {np.shape(value)}, expected {expected}")
         none = jnp.zeros((self.balls,), jnp.int32)
         floats = {name: jnp.asarray(value, jnp.float32) for name, value in given.items()}
         return BounceState(**floats, wall_contacts=none, ball_contacts=none, unspent=jnp.zeros(()))
@@ -234,7 +235,8 @@ def hold_centre(world: Bounce, key: Array, state: BounceState) -> Array:
     del key
     if world.force == 0:
         return jnp.zeros((2,), jnp.float32)
-    time = 0.5
-    wanted = (0.5 - state.position[0]) / time**2 - 2 * state.velocity[0] / time
-    wanted = wanted - jnp.array([0.0, world.gravity])
+    time, gravity = 0.5, jnp.array([0.0, world.gravity])
+    # The push comes at the start of a frame, gravity throughout: half of what it gave is the way back.
+    velocity = state.velocity[0] - gravity * world.dt / 2
+    wanted = (0.5 - state.position[0]) / time**2 - 2 * velocity / time - gravity
     return jnp.clip(state.mass[0] * wanted / world.force, -1.0, 1.0)

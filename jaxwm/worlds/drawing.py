@@ -28,7 +28,8 @@ def disc(centre: Array, radius: Array | float) -> Shape:
     """A filled disc: ``centre`` ``[2]`` and ``radius`` in sides of the picture.
 
     A ramp of one pixel across the edge of a disc of radius s covers pi (s^2 + 1/12) square pixels, hence
-    the ramp is laid at s^2 = r^2 - 1/12: the covered area is pi r^2 down to a radius of half a pixel.
+    the ramp is laid at s^2 = r^2 - 1/12. On average over places the covered area is pi r^2; at each place it
+    is within 2%, and the centroid within 0.05 pixels, from a radius of 2.5 pixels on.
     """
 
     def shape(x: Array, y: Array, pixel: float) -> Array:

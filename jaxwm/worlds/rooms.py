@@ -20,6 +20,8 @@ DOT: drawing.Colour = (240, 84, 79)
 
 _MIDDLE = 0.5
 _CONTACTS = 4
+_GRAZE = 2e-7
+"""A way that leads less deep than this, in sides of the box, into the edge of the door passes it."""
 
 
 @struct.dataclass
@@ -122,8 +124,8 @@ class Rooms:
 
     def random_action(self, key: Array, state: RoomsState) -> Array:
         """``[2]``: goes on roughly as before, so that a random dot gets about and finds the door at times."""
-        noise = jax.random.normal(key, (2,))
-        return jnp.clip(0.85 * state.velocity / self.speed + 0.5 * noise, -1.0, 1.0)
+        noise = jax.random.uniform(key, (2,), minval=-0.9, maxval=0.9)
+        return jnp.clip(0.85 * state.velocity / self.speed + noise, -1.0, 1.0)
 
     def observation(self, state: RoomsState) -> dict[str, Array]:
         """``{"image": [size, size, 3] uint8}``."""
@@ -214,8 +216,8 @@ def _circle_share(position: Array, way: Array, centre: Array, radius: float) -> 
     aside = between[:, 0] * direction[1] - between[:, 1] * direction[0]
     half_chord_squared = radius**2 - aside**2
     gap = (distance - radius) * (distance + radius) / (ahead + jnp.sqrt(jnp.maximum(half_chord_squared, 0.0)))
-    # A way along the tangent may point inwards by rounding; it must not be stopped again where it starts.
-    meets = (ahead > 1e-6 * distance) & (half_chord_squared > 0)
+    # A way along a tangent may lead into the circle by rounding, and must not be turned aside by that.
+    meets = (ahead > 0) & (half_chord_squared > 2 * radius * _GRAZE)
     share = jnp.where(meets, _share(gap, length), jnp.inf)
     touch = position + jnp.where(jnp.isfinite(share), share, 0.0)[:, None] * way - centre
     return share, touch / jnp.linalg.norm(touch, axis=-1, keepdims=True)
