@@ -143,14 +143,17 @@ class JaxwmEpisodes(tfds.core.GeneratorBasedBuilder):
         """Silent."""
 
 
-def _key(record: int) -> int:
-    """A key that rises with ``record``.
+_BUCKETS = 1000
+"""Into how many buckets TFDS sorts a split that exceeds a gigabyte; they divide 128 bits evenly."""
 
-    TFDS sorts what it writes by key, in 20 buckets that divide 128 bits evenly and of which it holds one in memory.
-    Filling them one after the other keeps a large data set from being held whole.
+
+def _key(record: int) -> int:
+    """A key that rises with ``record`` and fills TFDS's buckets one after the other, 1024 records each.
+
+    TFDS sorts by key and holds one bucket in memory; plain numbers would all fall into the first.
     """
-    bucket = min(record // 4096, 19)
-    return ((2 * bucket + 1) << 128) // 40 + record
+    bucket = min(record // 1024, _BUCKETS - 1)
+    return ((2 * bucket + 1) << 128) // (2 * _BUCKETS) + record
 
 
 def prepare(source: Source, folder: pathlib.Path) -> pathlib.Path:

@@ -220,11 +220,12 @@ def _staging(path: pathlib.Path) -> Iterator[pathlib.Path]:
     while True:
         try:
             staging.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{path}: cannot write here ({error.strerror})") from None
+        try:
             handle = os.open(staging, os.O_RDONLY)
         except FileNotFoundError:  # another writer finished between the two calls
             continue
-        except OSError as error:
-            raise DataError(f"{path}: cannot write here ({error.strerror})") from None
         fcntl.flock(handle, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
             if os.stat(staging).st_ino == os.fstat(handle).st_ino:

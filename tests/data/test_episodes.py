@@ -175,6 +175,13 @@ def test_a_split_without_episodes_and_a_taken_path_are_refused(tmp_path, folder)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "set", "/proc/nowhere/set"):
+        with pytest.raises(data.DataError, match="set: cannot write here"):
+            data.write_episodes(path, SPEC, {"train": [GOOD]}, "steps")
+
+
 def test_the_metadata_must_be_plain(tmp_path):
     with pytest.raises(data.DataError, match="metadata of steps"):
         data.write_episodes(tmp_path / "set", SPEC, {"train": [GOOD]}, "steps", {"made": object()})
