@@ -110,10 +110,10 @@ def _headline(scores: Scores, parameters: int, history: Sequence[dict[str, Any]]
     ahead = f"{horizon} frames ahead"
     figures = []
     for name in (n for n in scores.names if n.endswith("/psnr")):
-        gain = scores.at(name, horizon) - scores.at(name, horizon, "copy")
-        over_mean = scores.at(name, horizon) - scores.at(name, horizon, "mean")
-        note = f"{ahead}, all pixels; {over_mean:+.1f} dB over the mean frame"
-        figures.append(page.Figure(f"{gain:+.1f} dB", "PSNR over copying the last frame", note))
+        gain = _decibels(scores.at(name, horizon) - scores.at(name, horizon, "copy"))
+        over_mean = _decibels(scores.at(name, horizon) - scores.at(name, horizon, "mean"))
+        note = f"{ahead}, all pixels; {over_mean} over the mean frame"
+        figures.append(page.Figure(gain, "PSNR over copying the last frame", note))
     for name in (n for n in scores.names if n.endswith("/ssim")):
         figures.append(page.Figure(f"{scores.at(name, horizon):.3f}", "SSIM", f"{ahead}; copying: "
                                    f"{scores.at(name, horizon, 'copy'):.3f}"))  # fmt: skip
@@ -184,7 +184,7 @@ def _training_charts(history: Sequence[dict[str, Any]]) -> page.Charts | None:
                 row = np.interp(steps, at, [known[s] for s in at], left=math.nan, right=math.nan)
                 values[label] = [float(v) for v in row]
         finite = [v for row in values.values() for v in row if math.isfinite(v)]
-        is_wide = min(finite) > 0 and max(finite) > 30 * min(finite)
+        is_wide = min(finite) > 0 and max(finite) > 10 * min(finite)
         charts.append(page.Chart(name, values, x=steps, x_title="updates", log=is_wide))
     note = "Over the number of updates."
     return page.Charts("Training", charts, note) if charts else None
@@ -196,6 +196,10 @@ def _number(value: Any) -> bool:
 
 def _world_name(config: Config) -> str:
     return config.data.generate.world.name if config.data.generate is not None else pathlib.Path(config.data.path).name
+
+
+def _decibels(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f} dB"  # adding zero takes the sign from a rounded -0.0
 
 
 def _duration(seconds: float) -> str:

@@ -167,7 +167,7 @@ class Scores:
         """Header and lines of the table: a line for each metric and predictor, a column for each horizon.
 
         Args:
-          horizons: which; by default about eight between 1 and H.
+          horizons: which; by default some round ones between 1 and H.
         """
         horizons = list(horizons or some_horizons(self.horizon))
         lines = []
@@ -258,9 +258,10 @@ def title(name: str) -> str:
 
 
 def some_horizons(horizon: int) -> list[int]:
-    """About eight horizons between 1 and ``horizon``, the round ones first."""
-    step = next((s for s in (1, 2, 5, 10, 20, 50, 100) if horizon / s <= 8), max(1, horizon // 8))
-    return sorted({1, *range(step, horizon + 1, step), horizon})
+    """At most eight horizons from 1 to ``horizon``: round ones, both ends among them."""
+    round_ones = [h * 10**power for power in range(6) for h in (1, 2, 5)] + [15, 30, 40]
+    chosen = sorted({h for h in round_ones if h < horizon} | {horizon})
+    return [1, *chosen[-7:]] if len(chosen) > 8 else chosen
 
 
 def _derived(name: str, mean: np.ndarray, is_image: bool) -> dict[str, np.ndarray]:
