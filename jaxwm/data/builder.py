@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxwm import worlds
@@ -35,6 +36,9 @@ from jaxwm.data.episodes import (
     unflatten,
 )
 from jaxwm.types import Field, Spec
+
+_SHARD_BYTES = 1 << 28
+"""A file is closed when it has grown beyond this."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,33 +131,45 @@ class JaxwmEpisodes(tfds.core.GeneratorBasedBuilder):
             arrays = flatten(episode)
             for start in range(0, len(episode), CHUNK):
                 chunk = unflatten({name: array[start : start + CHUNK] for name, array in arrays.items()})
-                yield (
-                    _key(record),
-                    {name: group for name, group in chunk.items() if isinstance(group, np.ndarray) or group},
-                )
+                yield record, {name: group for name, group in chunk.items() if isinstance(group, np.ndarray) or group}
                 record += 1
         if not index:
             raise DataError(f"{split}: there are no episodes, expected at least one")
         np.save(pathlib.Path(self.data_dir) / f"index-{split}.npy", np.asarray(index, np.int64))
+
+    def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
+        """Writes the records as they come: TFDS would sort them first, in memory, or beyond 1 GB with TensorFlow."""
+        return [self._write(split, examples) for split, examples in self._split_generators(dl_manager).items()]
+
+    def _write(self, split: str, examples: Iterable[tuple[int, dict[str, Any]]]) -> tfds.core.SplitInfo:
+        folder = pathlib.Path(self.data_dir)
+        serialized = (self.info.features.serialize_example(example) for _, example in examples)
+        lengths: list[int] = []
+        sizes: list[int] = []
+        record = next(serialized, None)
+        while record is not None:
+            lengths, sizes = [*lengths, 0], [*sizes, 0]
+            writer = array_record_module.ArrayRecordWriter(str(folder / f"{split}-{len(lengths)}"), "group_size:1")
+            try:
+                while record is not None and sizes[-1] < _SHARD_BYTES:
+                    writer.write(record)
+                    lengths[-1], sizes[-1] = lengths[-1] + 1, sizes[-1] + len(record)
+                    record = next(serialized, None)
+            finally:
+                writer.close()
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=self.name, split=split, filetype_suffix="array_record"
+        )
+        for shard in range(len(lengths)):
+            name = template.sharded_filepath(shard_index=shard, num_shards=len(lengths))
+            (folder / f"{split}-{shard + 1}").rename(name)
+        return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=sum(sizes), filename_template=template)
 
     def _log_download_bytes(self) -> None:
         """Silent: `jaxwm` has its own progress."""
 
     def _log_download_done(self) -> None:
         """Silent."""
-
-
-_BUCKETS = 1000
-"""Into how many buckets TFDS sorts a split that exceeds a gigabyte; they divide 128 bits evenly."""
-
-
-def _key(record: int) -> int:
-    """A key that rises with ``record`` and fills TFDS's buckets one after the other, 1024 records each.
-
-    TFDS sorts by key and holds one bucket in memory; plain numbers would all fall into the first.
-    """
-    bucket = min(record // 1024, _BUCKETS - 1)
-    return ((2 * bucket + 1) << 128) // (2 * _BUCKETS) + record
 
 
 def prepare(source: Source, folder: pathlib.Path) -> pathlib.Path:
@@ -168,12 +184,8 @@ def prepare(source: Source, folder: pathlib.Path) -> pathlib.Path:
         name = JaxwmEpisodes.name
         BUILDER_CONFIGS: ClassVar[list[EpisodesConfig]] = [config]
 
-    tfds.disable_progress_bar()
-    try:
-        builder = Writer(data_dir=folder, config=config, file_format="array_record")
-        builder.download_and_prepare()
-    finally:
-        tfds.enable_progress_bar()
+    builder = Writer(data_dir=folder, config=config, file_format="array_record")
+    builder.download_and_prepare()
     return pathlib.Path(builder.data_dir)
 
 
