@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jaxwm.training.optimizers import parameter_path
+from jaxwm.training.sharding import place
 from jaxwm.training.update import TrainState
 from jaxwm.types import PyTree, Variables
 
@@ -130,11 +131,11 @@ class Checkpoints:
             targets = restored.get("targets", wanted.variables["targets"])
             state = dataclasses.replace(
                 wanted,
-                step=_place(np.int32(step), wanted.step),
+                step=place(np.int32(step), wanted.step.sharding),
                 variables={"params": restored["params"], "targets": targets},
                 optimizer=restored["optimizer"],
                 average=restored.get("average"),
-                healthy=_place(np.bool_(True), wanted.healthy),
+                healthy=place(np.bool_(True), wanted.healthy.sharding),
             )
             return state, progress
         if failures:
@@ -283,10 +284,6 @@ def _try_progress(path: str | os.PathLike[str], step: int) -> Progress | None:
 
 def _folder(path: str | os.PathLike[str], step: int) -> pathlib.Path:
     return pathlib.Path(path).resolve() / str(step)
-
-
-def _place(value: Any, like: Any) -> jax.Array:
-    return jax.device_put(value, like.sharding)
 
 
 def _first_line(error: Exception) -> str:

@@ -28,7 +28,7 @@ from jaxwm.training.console import Reporter, Stopwatch, amount
 from jaxwm.training.interruption import Interrupted, Interruption
 from jaxwm.training.metrics import Metrics
 from jaxwm.training.run import Run
-from jaxwm.training.sharding import check_batch, make_mesh, put_batch, replicated
+from jaxwm.training.sharding import check_batch, make_mesh, place, put_batch, replicated
 from jaxwm.training.stages import Phase, find_phase, plan_phases
 from jaxwm.training.update import (
     Compilable,
@@ -248,7 +248,7 @@ class _Session:
         settings, step = self.config.training, int(state.step)
         if step >= phase.stop:
             return state
-        key = jax.device_put(self.row_key, replicated(self.mesh))
+        key = place(self.row_key, replicated(self.mesh))
         evaluate = make_evaluate(self.model, phase.stage, self.mesh)
         windows = _windows(self.config, self.episodes, step)
         with contextlib.closing(windows):
@@ -287,9 +287,7 @@ class _Session:
                     self.check_finite(state, phase, key)
                     self.store.save(state, at)
                 if stop is not None:
-                    interrupted = Interrupted(stop, step, self.path)
-                    self.report.say(str(interrupted))
-                    raise interrupted
+                    raise Interrupted(stop, step, self.path)
                 if not (is_last and is_final) and _is_due(step, settings.evaluate_every):
                     self.call("evaluate", state)
                 if not (is_last and is_final) and _is_due(step, settings.video_every):
@@ -324,7 +322,7 @@ class _Session:
         """The held-out loss, of the averaged parameters where there are any."""
         values = []
         for index, batch in enumerate(self.held_out):
-            key = jax.device_put(jax.random.fold_in(self.test_key, index), replicated(self.mesh))
+            key = place(jax.random.fold_in(self.test_key, index), replicated(self.mesh))
             values.append(evaluate(state.smooth_variables(), key, put_batch(self.mesh, batch)))
         values = jax.device_get(values)
         means = {f"test/{name}": float(np.mean([value[name] for value in values])) for name in values[0]}

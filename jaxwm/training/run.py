@@ -24,6 +24,7 @@ from jaxwm.config import Config, build_model, load_config
 from jaxwm.training import checkpoints
 from jaxwm.training.checkpoints import CheckpointError, Progress, compare_shapes, summary
 from jaxwm.training.optimizers import parameter_path
+from jaxwm.training.sharding import place
 from jaxwm.types import PyTree, Spec, Variables, WorldModel
 
 FORMAT = 1
@@ -214,7 +215,7 @@ def take_over(source: Run, name: str, variables: Variables, strict: bool) -> tup
         if saved is None or saved.shape != fresh.shape:
             return fresh
         taken.append(parameter_path(path))
-        return jax.device_put(saved.astype(fresh.dtype), fresh.sharding)
+        return place(saved.astype(fresh.dtype), fresh.sharding)
 
     result = jax.tree_util.tree_map_with_path(choose, variables)
     if not taken:

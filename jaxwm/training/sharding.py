@@ -40,6 +40,11 @@ def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
     return jax.tree.map(lambda _: replicated(mesh), state)
 
 
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """``tree``, of which every process holds the same copy, laid out as ``shardings`` (one for all or a tree)."""
+    return jax.jit(lambda tree: tree, out_shardings=shardings)(tree)
+
+
 def put_batch(mesh: Mesh, batch: Trajectory) -> Trajectory:
     """The global batch from this process's rows ``[B / processes, ...]``, without ``info``: no loss takes that."""
     sharding = batch_sharding(mesh)

@@ -66,8 +66,7 @@ def init_state(
       ValueError: ``stage.trainable`` names parameters that do not exist.
     """
     mesh = make_mesh() if mesh is None else mesh
-    init = jax.jit(_make_init(model, stage, optimizer, ema, mesh))
-    return init(jax.device_put(key, replicated(mesh)), jax.device_put(batch, replicated(mesh)))
+    return jax.jit(_make_init(model, stage, optimizer, ema, mesh))(key, batch)
 
 
 def abstract_state(

@@ -44,12 +44,11 @@ def stop_at(process, run_dir, step, number, saved=()):
 def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tiny_data, whole_run, tmp_path):
     run_dir = tmp_path / "run"
     process = begin(tiny_data, run_dir, 0.1, "training.checkpoint_every=1000")
-    output, errors = stop_at(process, run_dir, 7, signal.SIGTERM)
+    _, errors = stop_at(process, run_dir, 7, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in errors
     (step,) = [int(folder.name) for folder in (run_dir / "checkpoints").iterdir()]
     assert 7 <= step < 20
-    assert f"step {step} is saved" in output
     train(tiny_config(tiny_data), run_dir, progress=False)
     assert_same(saved_arrays(run_dir, 20), saved_arrays(whole_run[0], 20))
 
