@@ -6,7 +6,7 @@ Every module computes in its ``dtype`` and keeps its parameters in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -100,6 +100,29 @@ class Linear(nn.Module):
         return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
+def map_blocks(function: Callable[..., Array], arrays: Sequence[Array], weights: Sequence[Array]) -> Array:
+    """Applies ``function(*arrays, *weights)`` to each block of its operands and joins the results again.
+
+    Args:
+      function: of one block: arrays ``[..., D / blocks]`` and weights ``[...]`` to ``[..., F / blocks]``.
+      arrays: ``[..., D]`` each, whose last axis consists of ``blocks`` equal parts.
+      weights: ``[blocks, ...]`` each.
+
+    Returns:
+      ``[..., F]``.
+    """
+    blocks = weights[0].shape[0]
+    if jax.default_backend() == "cpu":
+        # Batched products copy their operands there, and joined results cost a pass over the memory.
+        parts = zip(*(jnp.split(array, blocks, axis=-1) for array in arrays), strict=True)
+        return jnp.concatenate(
+            [function(*part, *(weight[i] for weight in weights)) for i, part in enumerate(parts)], axis=-1
+        )
+    split = [array.reshape(*array.shape[:-1], blocks, -1) for array in arrays]
+    mapped = jax.vmap(function, in_axes=(-2,) * len(arrays) + (0,) * len(weights), out_axes=-2)(*split, *weights)
+    return mapped.reshape(*mapped.shape[:-2], -1)
+
+
 class BlockLinear(nn.Module):
     """A linear layer with a block-diagonal matrix: the i-th part of the output sees the i-th part of the input.
 
@@ -121,9 +144,7 @@ class BlockLinear(nn.Module):
         shape = (blocks, inputs // blocks, self.features // blocks)
         kernel = self.param("kernel", fan_in_normal(inputs), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
-        parts = x.astype(self.dtype).reshape(*x.shape[:-1], blocks, -1)
-        y = jnp.einsum("...gi,gio->...go", parts, kernel.astype(self.dtype))
-        return y.reshape(*x.shape[:-1], self.features) + bias.astype(self.dtype)
+        return map_blocks(jnp.dot, [x.astype(self.dtype)], [kernel.astype(self.dtype)]) + bias.astype(self.dtype)
 
 
 class MLP(nn.Module):

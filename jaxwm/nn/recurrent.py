@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxwm.nn.layers import BlockLinear, Linear, RMSNorm, fan_in_normal
+from jaxwm.nn.layers import BlockLinear, Linear, RMSNorm, fan_in_normal, map_blocks
 from jaxwm.types import Array
 
 
@@ -36,9 +36,11 @@ class GRUCell(nn.Module):
         hidden_bias = self.param("hidden_bias", zeros, (3 * width,), jnp.float32)
         from_inputs = jnp.dot(inputs.astype(self.dtype), input_kernel.astype(self.dtype)) + input_bias
         from_hidden = jnp.dot(hidden.astype(self.dtype), hidden_kernel.astype(self.dtype)) + hidden_bias
-        gates = jax.nn.sigmoid(from_inputs[..., : 2 * width] + from_hidden[..., : 2 * width])
-        reset, update = gates[..., :width], gates[..., width:]
-        candidate = jnp.tanh(from_inputs[..., 2 * width :] + reset * from_hidden[..., 2 * width :])
+        reset_inputs, update_inputs, candidate_inputs = jnp.split(from_inputs, 3, axis=-1)
+        reset_hidden, update_hidden, candidate_hidden = jnp.split(from_hidden, 3, axis=-1)
+        reset = jax.nn.sigmoid(reset_inputs + reset_hidden)
+        update = jax.nn.sigmoid(update_inputs + update_hidden)
+        candidate = jnp.tanh(candidate_inputs + reset * candidate_hidden)
         return (candidate + update * (hidden - candidate)).astype(hidden.dtype)
 
 
@@ -81,17 +83,25 @@ class BlockGRU(nn.Module):
         shared = self.param("shared_kernel", fan_in_normal(fan_in), (joined.shape[-1], self.deter), jnp.float32)
         shape = (self.blocks, self.deter // self.blocks, self.deter // self.blocks)
         kernel = self.param("block_kernel", fan_in_normal(fan_in), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.deter,), jnp.float32)
-        parts = deter.astype(self.dtype).reshape(*deter.shape[:-1], self.blocks, -1)
-        x = jnp.einsum("...gi,gio->...go", parts, kernel.astype(self.dtype)).reshape(deter.shape)
+        zeros = nn.initializers.zeros_init()
+        bias = self.param("bias", zeros, (self.deter,), jnp.float32)
+        x = map_blocks(jnp.dot, [deter.astype(self.dtype)], [kernel.astype(self.dtype)])
         x = x + jnp.dot(joined, shared.astype(self.dtype)) + bias.astype(self.dtype)
         x = jax.nn.silu(RMSNorm(dtype=self.dtype, name="norm_0")(x))
         for layer in range(1, self.dynamics_layers):
             x = BlockLinear(self.deter, self.blocks, dtype=self.dtype, name=f"linear_{layer}")(x)
             x = jax.nn.silu(RMSNorm(dtype=self.dtype, name=f"norm_{layer}")(x))
-        gates = BlockLinear(3 * self.deter, self.blocks, dtype=self.dtype, name="gates")(x)
-        gates = gates.reshape(*deter.shape[:-1], self.blocks, 3, -1)
-        reset, candidate, update = (gates[..., gate, :].reshape(deter.shape) for gate in range(3))
-        candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
-        update = jax.nn.sigmoid(update - 1.0)
-        return (deter + update * (candidate - deter)).astype(deter.dtype)
+        size = self.deter // self.blocks
+        shape = (self.blocks, size, 3 * size)
+        gates_kernel = self.param("gates_kernel", fan_in_normal(self.deter), shape, jnp.float32)
+        gates_bias = self.param("gates_bias", zeros, (self.blocks, 3 * size), jnp.float32)
+        weights = [gates_kernel.astype(self.dtype), gates_bias.astype(self.dtype)]
+        return map_blocks(_gated_update, [deter, x], weights).astype(deter.dtype)
+
+
+def _gated_update(deter: Array, x: Array, kernel: Array, bias: Array) -> Array:
+    """One block of the next state from the same block of the state and of the hidden layer."""
+    reset, candidate, update = jnp.split(jnp.dot(x, kernel) + bias, 3, axis=-1)
+    candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
+    update = jax.nn.sigmoid(update - 1.0)
+    return deter + update * (candidate - deter)
