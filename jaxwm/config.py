@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -53,13 +54,14 @@ class GenerateConfig(Section):
     """How to make the data set when ``data.path`` does not hold it yet.
 
     Episodes of ``length`` steps are simulated in ``world``; ``train`` and ``test`` count the episodes of the splits.
+    ``policy`` is ``random``, ``scripted`` (the world's first scripted policy) or the name of one of the world's.
     """
 
     world: WorldConfig
     train: PositiveInt = 400
     test: PositiveInt = 64
     length: Annotated[int, Field(ge=2)] = 64
-    policy: Literal["random", "scripted"] = "random"
+    policy: str = "random"
     seed: NonNegativeInt = 0
 
 
@@ -168,17 +170,17 @@ def load_config(path: str | pathlib.Path, overrides: Iterable[str] = ()) -> Conf
 
 def parse_config(values: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "configuration") -> Config:
     """As `load_config`, from a nested dict; ``source`` is named in errors."""
-    values = json.loads(json.dumps(values))
-    _expand_size(values, source)
+    merged: dict[str, Any] = json.loads(json.dumps(values))
+    _expand_size(merged, source)
     for override in overrides:
-        _apply_override(values, override)
+        _apply_override(merged, override)
         if override.startswith("model."):
-            _expand_size(values, override)
-    config_type = _typed(values, source)
+            _expand_size(merged, override)
+    config_type = _typed(merged, source)
     try:
-        config = config_type.model_validate_json(json.dumps(values))
+        config = config_type.model_validate_json(json.dumps(merged))
     except pydantic.ValidationError as error:
-        raise ConfigError(f"{source}: {_describe(error, config_type, values)}") from None
+        raise ConfigError(f"{source}: {_describe(error, config_type)}") from None
     _check_stages(config, source)
     return config
 
@@ -238,7 +240,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _NUMBER = r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", __import__("re").compile(_NUMBER), list("-+.0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_NUMBER), list("-+.0123456789"))
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -252,7 +254,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = values
     for parent in parents:
-        node = node.setdefault(parent, {}) if node.get(parent) is not None else node.update({parent: {}}) or node[parent]
+        node = (
+            node.setdefault(parent, {}) if node.get(parent) is not None else node.update({parent: {}}) or node[parent]
+        )
         if not isinstance(node, dict):
             raise ConfigError(f"{key}: {parent} is the value {node!r}, not a section")
     node[last] = value
@@ -308,13 +312,15 @@ def _check_stages(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: stages is empty; {config.model.family} has the stages {', '.join(names)}")
 
 
-def _describe(error: pydantic.ValidationError, config_type: type[Config], values: Any) -> str:
+def _describe(error: pydantic.ValidationError, config_type: type[Config]) -> str:
     """The first error in one line, with the number of others."""
     first, *others = error.errors(include_url=False)
     location = [str(part) for part in first["loc"]]
     key, kind = ".".join(location), first["type"]
     if kind == "extra_forbidden":
-        line = f"{key}={first['input']!r} is an unknown key; {nearest(location[-1], _known_keys(config_type, location))}"
+        line = (
+            f"{key}={first['input']!r} is an unknown key; {nearest(location[-1], _known_keys(config_type, location))}"
+        )
     elif kind == "missing":
         line = f"{key} is missing"
     else:

@@ -25,8 +25,7 @@ class Policy(Protocol):
         ...
 
 
-@struct.dataclass
-class Dream:
+class Dream(struct.PyTreeNode):
     """What was imagined: ``T+1`` entries, of which entry 0 is the state that was given.
 
     Attributes:
@@ -44,8 +43,7 @@ class Dream:
     states: PyTree | None
 
 
-@struct.dataclass
-class Observed:
+class Observed(struct.PyTreeNode):
     """What a model made of real frames.
 
     Attributes:
@@ -137,7 +135,8 @@ def imagine_pmap(
         pad = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], padding, axis=0)]) if padding else x  # noqa: E731
         return jax.tree.map(lambda x: pad(x).reshape(len(devices), rows, *x.shape[1:]), tree)
 
-    dream = _pmapped(model, policy, horizon, decode, return_states, devices)(
+    run = _pmapped(model, policy, horizon, decode, return_states, devices)  # type: ignore[arg-type]  # hashable
+    dream = run(
         variables, split(_row_keys(key, batch)), split(state), split(actions), policy_params,
         split(policy_state), split(condition),
     )  # fmt: skip
@@ -371,8 +370,9 @@ def _check_state(model: WorldModel, state: PyTree) -> None:
     """Raises ValueError unless ``state`` has the structure and shapes of ``model.init_state``."""
     batch = _batch_size(state)
     expected = jax.eval_shape(lambda: model.init_state(batch))
-    if jax.tree.structure(state) != jax.tree.structure(expected):
-        raise ValueError(f"state is {jax.tree.structure(state)}, expected {jax.tree.structure(expected)}")
+    given, wanted = str(jax.tree.structure(state)), str(jax.tree.structure(expected))
+    if given != wanted:
+        raise ValueError(f"state is {given}, expected {wanted}")
     for (path, want), got in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(state), strict=True):
         if (got.shape, got.dtype) != (want.shape, want.dtype):
             raise ValueError(

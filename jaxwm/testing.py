@@ -173,7 +173,9 @@ def check_rows(model: WorldModel, variables: Variables, key: Array, batch: Traje
     observe = jax.jit(model.observe)
     cold = observe(variables, keys, fresh, jnp.zeros_like(batch.action[:, 0]), first, begins)
     warm = observe(variables, keys, plain.final_state, batch.action[:, 1], first, begins)
-    _same("4: is_first gives what a fresh start gives", model.features(variables, cold), model.features(variables, warm))
+    _same(
+        "4: is_first gives what a fresh start gives", model.features(variables, cold), model.features(variables, warm)
+    )
     _same("4: is_first gives a fresh state", cold, warm)
 
 
@@ -191,9 +193,9 @@ def check_training(
 ) -> None:
     """Law 5: a stage trains what it says and nothing else, and overfits one clip; void entries have no gradient."""
     keys = jax.random.split(key, BATCH)
-    by_action = jax.jit(
-        jax.grad(lambda action: model.loss(variables, keys, batch.replace(action=action), stage)[0])
-    )(batch.action)
+    by_action = jax.jit(jax.grad(lambda action: model.loss(variables, keys, batch.replace(action=action), stage)[0]))(
+        batch.action
+    )
     _require("5: the loss ignores the void last action", not jnp.any(by_action[:, -1]))
     update, optimizer = _updater(model, stage, batch)
     trained, state, losses = variables, optimizer, []
@@ -214,7 +216,7 @@ def check_resuming(model: WorldModel, variables: Variables, key: Array, batch: T
     def advance(start: tuple[Variables, PyTree], steps: range) -> tuple[Variables, PyTree]:
         for step in steps:
             *start, _ = update(*start, jax.random.fold_in(key, step))  # type: ignore[assignment]
-        return tuple(start)  # type: ignore[return-value]
+        return tuple(start)
 
     straight = advance((variables, optimizer), range(4))
     half = advance((variables, optimizer), range(2))

@@ -182,7 +182,7 @@ SAMPLING_CONTROLS = ("temperature", "guidance")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """" (did you mean ...?)" with the known spelling closest to ``name``, or the known names."""
+    """Says which known spelling is closest to ``name``, or what is known: the end of an error message."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
 
@@ -210,8 +210,7 @@ def _check_array(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> N
         raise ValueError(f"{name} has dtype {array.dtype}, expected {dtype}")
 
 
-@struct.dataclass
-class Trajectory:
+class Trajectory(struct.PyTreeNode):
     """Recorded experience, ``B`` windows of ``T`` steps, in RLDS alignment (see the module's docstring).
 
     Attributes:
@@ -257,8 +256,7 @@ class Trajectory:
         return self.valid & before & ~self.is_first
 
 
-@struct.dataclass
-class Prediction:
+class Prediction(struct.PyTreeNode):
     """What a world model expects to see.
 
     Attributes:
@@ -310,7 +308,7 @@ class WorldModel(Protocol):
         ...
 
     def loss(self, variables: Variables, keys: Array, batch: Trajectory, stage: str) -> tuple[Array, Aux]:
-        """The scalar that ``stage`` minimises over ``batch`` ``[B, T]``, with ``keys`` ``[B]``; void entries masked."""
+        """The scalar that ``stage`` minimises over ``batch``; ``keys`` is ``[B]``; void entries are masked."""
         ...
 
     def after_update(self, variables: Variables, aux: Aux, stage: str) -> Variables:

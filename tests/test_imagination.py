@@ -55,7 +55,7 @@ def test_a_shorter_horizon_is_the_beginning_of_the_dream(given):
 
 
 def test_temperature_zero_is_the_mode_and_does_not_depend_on_the_key(given):
-    variables, key, batch, state = given
+    variables, _, batch, state = given
 
     def dream(seed, temperature):
         condition = {"temperature": jnp.full(B, temperature)}
@@ -75,8 +75,8 @@ def test_counterfactuals_share_the_noise_and_differ_by_the_action(given):
     chex.assert_trees_all_close(twins.features[:, 0], twins.features[:, 1], rtol=1e-5, atol=1e-6)
     branches = jnp.stack([batch.action, jnp.roll(batch.action, 1, axis=-1)], axis=1)
     split = jaxwm.counterfactuals(MODEL, variables, key, state, branches)
-    chex.assert_trees_all_close(split.features[:, 0], jaxwm.imagine(MODEL, variables, key, state, batch.action).features,
-                                rtol=1e-5, atol=1e-6)  # fmt: skip
+    alone = jaxwm.imagine(MODEL, variables, key, state, batch.action)
+    chex.assert_trees_all_close(split.features[:, 0], alone.features, rtol=1e-5, atol=1e-6)
     assert not np.allclose(split.features[:, 0, 1:], split.features[:, 1, 1:])
 
 

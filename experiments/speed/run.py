@@ -64,6 +64,7 @@ class Worker:
         return self._read()["seconds"]
 
     def close(self) -> None:
+        """Ends the process."""
         self.process.stdin.close()
         self.process.wait()
 
@@ -119,7 +120,11 @@ def main() -> None:
         results[name] = result
         print(name, json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}), flush=True)
     cores = os.cpu_count()
-    machine = {"processor": platform.processor() or platform.machine(), "cores": cores, "date": time.strftime("%Y-%m-%d")}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": cores,
+        "date": time.strftime("%Y-%m-%d"),
+    }
     arguments.out.write_text(json.dumps({"machine": machine, "rounds": arguments.rounds, "cases": results}, indent=1))
 
 

@@ -29,8 +29,7 @@ Belief = Normal | OneHot
 """A distribution over the stochastic state: a prior or a posterior."""
 
 
-@struct.dataclass
-class RSSMState:
+class RSSMState(struct.PyTreeNode):
     """What the model knows at one time.
 
     Attributes:
@@ -60,10 +59,11 @@ class _Networks(nn.Module):
         )  # fmt: skip
         self.encoder = Encoder(c.spec, embed=c.embed, **coder)
         self.decoder = Decoder(c.spec, **coder)
-        if c.recurrent == "gru":
-            self.cell = GRUCell(c.deter, dtype=c.compute_dtype)
-        else:
-            self.cell = BlockGRU(c.deter, c.hidden, c.blocks, dtype=c.compute_dtype)
+        self.cell: Any = (
+            GRUCell(c.deter, dtype=c.compute_dtype)
+            if c.recurrent == "gru"
+            else BlockGRU(c.deter, c.hidden, c.blocks, dtype=c.compute_dtype)
+        )
         self.prior_hidden = mlp(c.hidden, c.prior_layers)
         self.prior_output = linear(parameters)
         # The first layer of the posterior acts on [deter, embed]; kept as two, so that the part of a whole
@@ -79,7 +79,11 @@ class _Networks(nn.Module):
 
     def embed(self, observation: Arrays) -> Array:
         """Raw observation ``[..., ...]`` to what it adds to the posterior, ``[..., hidden]``."""
-        return self.posterior_embed(self.encoder(observation))
+        return self.project(self.encoder(observation))
+
+    def project(self, encoded: Array) -> Array:
+        """The encoder's output ``[..., embed]`` to what it adds to the posterior, ``[..., hidden]``."""
+        return self.posterior_embed(encoded)
 
     def advance(self, state: RSSMState, action: Array) -> Array:
         """The memory one step on, ``[B, deter]``; ``action`` in raw units."""
@@ -346,13 +350,9 @@ class RSSM:
         """Predicts the next state from the action alone: `predict` by its name in the literature."""
         return self.predict(variables, keys, state, action)
 
-    def posterior(
-        self, variables: Variables, keys: Array, state: RSSMState, action: Array, embed: Array
-    ) -> RSSMState:
+    def posterior(self, variables: Variables, keys: Array, state: RSSMState, action: Array, embed: Array) -> RSSMState:
         """Infers the next state from the action and an embedded frame, ``embed`` ``[B, embed]`` (encoder output)."""
-        embed = _Networks(self).apply(
-            {"params": variables["params"]}, embed, method=lambda networks, x: networks.posterior_embed(x)
-        )
+        embed = self._apply(variables, "project", embed)
         return self._observe(variables, keys, state, action, embed, jnp.zeros(keys.shape[0], bool))
 
     def imagine_trajectory(
@@ -361,9 +361,7 @@ class RSSM:
         """The states ``[B, horizon+1, ...]`` that follow from ``initial_state`` by the prior, itself at entry 0."""
         from jaxwm.imagination import imagine
 
-        return imagine(
-            self, variables, key, initial_state, actions, horizon=horizon, return_states=True
-        ).states  # type: ignore[return-value]
+        return imagine(self, variables, key, initial_state, actions, horizon=horizon, return_states=True).states  # type: ignore[return-value]
 
     def kl(self, prior_state: RSSMState, posterior_state: RSSMState) -> Array:
         """KL(posterior ‖ prior) in nats, summed over the state's dimensions, mean over the batch."""

@@ -1,8 +1,8 @@
 """A complete family to start your own from: copy it, rename it, replace the networks.
 
 What makes it a family is `WorldModel` (`jaxwm/types.py`), nothing else: a frozen dataclass whose fields are its
-configuration, with a `spec` and these methods. Decorate it with ``@jaxwm.register("mine")`` and ``model: {family:
-mine, ...}`` in a YAML file trains it; `check_world_model` (see `test_template.py`) tells you whether it keeps the laws.
+configuration, with a `spec` and these methods. With ``@jaxwm.register("mine")`` above it, ``model: {family: mine}``
+in a YAML file trains it; `check_world_model` (see `test_template.py`) tells whether it keeps the laws.
 
 This one moves a latent with a residual MLP and knows vectors only.
 """
@@ -111,4 +111,3 @@ class ResidualModel:
 
     def _apply(self, variables, method, *args):
         return self._networks.apply({"params": variables["params"]}, *args, method=method)
-

@@ -88,7 +88,9 @@ def test_broken_models_are_caught(family, check, law, given):
         check(family(**FIELDS), *given)
 
 
-@pytest.mark.parametrize(("family", "law"), [(Early, "law 5: the loss ignores"), (Frozen, "law 5: stage train trains")])
+@pytest.mark.parametrize(
+    ("family", "law"), [(Early, "law 5: the loss ignores"), (Frozen, "law 5: stage train trains")]
+)
 def test_broken_training_is_caught(family, law, given):
     with pytest.raises(AssertionError, match=law):
         testing.check_training(family(**FIELDS), *given, "train", updates=6)

@@ -19,7 +19,9 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     def make(name: str, shape: tuple[int, ...]) -> np.ndarray:
         count, fan_in = int(np.prod(shape)), max(1, int(np.prod(shape[1:])))
         with np.errstate(over="ignore"):  # an integer hash (splitmix64): the same bits on every machine
-            bits = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(zlib.crc32(name.encode()))
+            bits = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
+                zlib.crc32(name.encode())
+            )
             bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         uniform = (bits >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0
