@@ -120,7 +120,7 @@ def rollout(world: World, key: Array, length: int, policy: Policy = random_polic
         action = clip_action(world.spec.action, policy(world, key_policy, state))
         after = world.step(key_step, state, action)
         void = lambda value: jnp.where(goes_on, value, 0.0)  # noqa: E731
-        record = (state, void(action), void(after.reward), is_terminal & valid, is_last, valid)
+        record = (state, void(action), void(after.reward), is_terminal, is_last, valid)
         next_state = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), after.state, state)
         return (next_state, after.is_terminal & goes_on, goes_on), record
 

@@ -157,14 +157,18 @@ class Rooms:
 
         What is left after a few contacts is dropped: the dot is then caught in a corner.
         """
-        for _ in range(_CONTACTS):
+
+        def go_on(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            position, way = carry
             shares, normals = self._contacts(position, way, door)
             nearest = jnp.argmin(shares)
             share = jnp.minimum(shares[nearest], 1.0)
             position = jnp.clip(position + share * way, self.radius, 1 - self.radius)
             normal = jnp.where(shares[nearest] < 1.0, normals[nearest], 0.0)
             way = (1 - share) * way
-            way = way - jnp.minimum(jnp.sum(way * normal), 0.0) * normal
+            return position, way - jnp.minimum(jnp.sum(way * normal), 0.0) * normal
+
+        position, _ = jax.lax.fori_loop(0, _CONTACTS, go_on, (position, way))
         return position
 
     def _contacts(self, position: Array, way: Array, door: Array) -> tuple[Array, Array]:

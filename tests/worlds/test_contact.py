@@ -208,6 +208,14 @@ def test_only_the_speed_along_the_line_of_centres_is_exchanged(move):
     np.testing.assert_allclose(after.velocity[0, :2], [[0.5, -0.5], [0.5, 0.5]], atol=1e-5)
 
 
+def test_fast_balls_that_meet_slowly_part_as_slowly(move):
+    far = (0.9, 0.1, 0.0, 0.0, 0.05, 1.0)
+    state = one_box((0.2, 0.5, 1.001, 0.5, 0.1, 1.0), (0.40001, 0.5, 1.0, 0.5, 0.1, 1.0), far)
+    after = move(*state, dt=0.1)
+    np.testing.assert_array_equal(after.ball_contacts[0], [1, 1, 0])
+    np.testing.assert_allclose(after.velocity[0, :2], [[1.0, 0.5], [1.001, 0.5]], atol=2e-6)
+
+
 def test_a_row_of_touching_balls_passes_the_push_on(move):
     state = one_box((0.2, 0.5, 1.0, 0.0, 0.1, 1.0), (0.5, 0.5, 0.0, 0.0, 0.1, 1.0), (0.7, 0.5, 0.0, 0.0, 0.1, 1.0))
     after = move(*state, dt=0.2)

@@ -154,8 +154,8 @@ def test_the_truth_says_how_the_dot_moves(walks):
 
 def test_a_random_dot_gets_about_and_rewards_may_be_distances():
     world = Rooms(size=8, reward="distance", terminal=False)
-    run = jax.jit(jax.vmap(lambda key: rollout(world, key, 200, random_policy)))
-    trajectory = jax.device_get(run(jax.random.split(jax.random.key(0), 64)))
+    run = jax.jit(jax.vmap(lambda key: rollout(world, key, 120, random_policy)))
+    trajectory = jax.device_get(run(jax.random.split(jax.random.key(0), 32)))
     assert trajectory.valid.all()
     assert not trajectory.is_terminal.any()
     np.testing.assert_allclose(trajectory.reward[:, :-1], -trajectory.info["distance"][:, 1:], atol=1e-6)
