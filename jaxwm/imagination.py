@@ -97,10 +97,9 @@ def imagine(
       ValueError: an argument that does not fit the model's spec, by name.
     """
     horizon = _check(model, state, actions, policy, horizon, condition)
-    row_keys = _row_keys(key, _batch_size(state))
     return _imagine_jit(
         model, policy, horizon, decode, return_states,
-        variables, row_keys, state, actions, policy_params, policy_state, condition,
+        variables, key, state, actions, policy_params, policy_state, condition,
     )  # fmt: skip
 
 
@@ -182,7 +181,7 @@ def counterfactuals(
     state, condition = repeat(state), repeat(condition)
     actions = actions.reshape(batch * count, horizon, -1)
     _check(model, state, actions, None, horizon, condition)
-    dream = _imagine_jit(
+    dream = _rollout_jit(
         model, None, horizon, decode, return_states,
         variables, repeat(_row_keys(key, batch)), state, actions, None, None, condition,
     )  # fmt: skip
@@ -251,36 +250,68 @@ def rollout(
     batch = row_keys.shape[0]
     controls, steered = _split_condition(condition)
 
-    def emit(state: PyTree) -> tuple[Array, Prediction | None, PyTree | None]:
+    def entry_of(state: PyTree) -> tuple[Array, Prediction | None, PyTree | None]:
         return (
             model.features(variables, state),
             model.decode(variables, state) if decode else None,
             state if return_states else None,
         )
 
-    def step(carry: tuple[PyTree, PyTree], inputs: tuple[Array, Any, Any]) -> tuple[tuple[PyTree, PyTree], Any]:
-        (state, policy_state), (t, action, condition_t) = carry, inputs
+    def step(t: Array, carry: tuple[PyTree, PyTree, PyTree, Array]) -> tuple[PyTree, PyTree, PyTree, Array]:
+        state, policy_state, entries, chosen = carry
         keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, t)
-        entry = emit(state)
-        if policy is not None:
+        entry = entry_of(state)
+        if policy is None:
+            action = jax.lax.dynamic_index_in_dim(chosen, t, axis=1, keepdims=False)
+        else:
             keys, policy_keys = _split_keys(keys)
             action, policy_state = policy(policy_params, policy_keys, entry[0], policy_state)
-        state = model.predict(variables, keys, state, action, _join_condition(controls, condition_t))
-        return (state, policy_state), (*entry, action)
+            chosen = jax.lax.dynamic_update_index_in_dim(chosen, action, t, axis=1)
+        condition_t = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False), steered)
+        following = model.predict(variables, keys, state, action, _join_condition(controls, condition_t))
+        return following, policy_state, _write(entries, entry, t), chosen
 
-    time_major = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x[:, :horizon], 0, 1))
-    inputs = (jnp.arange(horizon), time_major(actions), time_major(steered))
-    (state, _), (*entries, action) = jax.lax.scan(step, (state, policy_state), inputs)
+    # The entries are written where they belong in batch-major arrays that the loop carries: stacking them by time
+    # and transposing would copy everything twice, which for a small model costs as much as the model.
+    shapes = jax.eval_shape(entry_of, state)
+    entries = jax.tree.map(lambda x: jax.lax.empty((batch, horizon + 1, *x.shape[1:]), x.dtype), shapes)
+    void = jnp.zeros((batch, 1, model.spec.action.dim))
+    chosen = jnp.zeros((batch, horizon + 1, model.spec.action.dim))
+    if actions is not None:
+        chosen = jnp.concatenate([actions[:, :horizon], void], axis=1)
+    # Without a decoder a step is so short that the loop's own overhead shows; five steps at a time hide it.
+    (state, policy_state, entries, chosen), _ = jax.lax.scan(
+        lambda carry, t: (step(t, carry), None),
+        (state, policy_state, entries, chosen),
+        jnp.arange(horizon),
+        unroll=1 if decode else min(5, horizon),
+    )
+    features, prediction, states = _write(entries, entry_of(state), horizon)
+    return Dream(features, prediction, chosen, state, states)
 
-    def finish(xs: Array, last: Array) -> Array:
-        return jnp.concatenate([jnp.swapaxes(xs, 0, 1), last[:, None]], axis=1)
 
-    features, prediction, states = jax.tree.map(finish, tuple(entries), emit(state))
-    action = finish(action, jnp.zeros((batch, action.shape[-1]), action.dtype))
-    return Dream(features, prediction, action, state, states)
+def _write(buffers: PyTree, entry: PyTree, t: Array | int) -> PyTree:
+    """``buffers`` ``[B, T+1, ...]`` with ``entry`` ``[B, ...]`` at time ``t``."""
+    return jax.tree.map(lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, t, axis=1), buffers, entry)
 
 
-_imagine_jit = jax.jit(rollout, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _imagine_jit(
+    model: WorldModel,
+    policy: Policy | None,
+    horizon: int,
+    decode: bool,
+    return_states: bool,
+    variables: Variables,
+    key: Array,
+    state: PyTree,
+    *rest: Any,
+) -> Dream:
+    row_keys = _row_keys(key, _batch_size(state))
+    return rollout(model, policy, horizon, decode, return_states, variables, row_keys, state, *rest)
+
+
+_rollout_jit = jax.jit(rollout, static_argnums=(0, 1, 2, 3, 4))
 
 
 @functools.lru_cache(maxsize=64)
@@ -368,8 +399,7 @@ def _batch_size(state: PyTree) -> int:
 
 def _check_state(model: WorldModel, state: PyTree) -> None:
     """Raises ValueError unless ``state`` has the structure and shapes of ``model.init_state``."""
-    batch = _batch_size(state)
-    expected = jax.eval_shape(lambda: model.init_state(batch))
+    expected = _expected_state(model, _batch_size(state))  # type: ignore[arg-type]  # hashable
     given, wanted = str(jax.tree.structure(state)), str(jax.tree.structure(expected))
     if given != wanted:
         raise ValueError(f"state is {given}, expected {wanted}")
@@ -379,6 +409,12 @@ def _check_state(model: WorldModel, state: PyTree) -> None:
                 f"state{jax.tree_util.keystr(path)} is {got.dtype}{list(got.shape)}, "
                 f"expected {want.dtype}{list(want.shape)}"
             )
+
+
+@functools.lru_cache(maxsize=256)
+def _expected_state(model: WorldModel, batch: int) -> PyTree:
+    """Shapes and dtypes of a state; remembered, because tracing takes longer than a short rollout."""
+    return jax.eval_shape(lambda: model.init_state(batch))
 
 
 def _check(

@@ -82,10 +82,9 @@ def jax_case(case: str, batch: int) -> Callable[[], None]:
         frames = {"image": clips.observation["image"][:, 0]}
         state = model.encode(variables, frames)
         return lambda: jax.block_until_ready(jaxwm.imagine(model, variables, key, state, actions, decode=True))
-    stage = config.stages["train"]
-    optimizer = make_optimizer(stage.optimizer, stage.steps)
-    train_state = init_state(model, "train", optimizer, key, clips)
-    update = make_update(model, "train", optimizer)
+    optimizer = make_optimizer(config.stages["train"].optimizer, config.stages["train"].steps)
+    train_state = init_state(model, model.stages[0], optimizer, key, clips)
+    update = make_update(model, model.stages[0], optimizer)
 
     def step() -> None:
         nonlocal train_state
