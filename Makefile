@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
+# Large temporaries stay mapped instead of being faulted in anew at every step: a fifth of the time of a step on a CPU.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8000000000:glibc.malloc.top_pad=268435456:glibc.malloc.arena_max=1
 
 .PHONY: help install demo test lint clean
 
