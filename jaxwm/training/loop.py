@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.stages import Compiled
 
 from jaxwm import data
 from jaxwm.config import Config, build_model
@@ -40,7 +41,7 @@ from jaxwm.training.update import (
     make_evaluate,
     make_update,
 )
-from jaxwm.types import Array, Trajectory, Variables, WorldModel, example_batch
+from jaxwm.types import Array, PyTree, Trajectory, Variables, WorldModel, example_batch
 
 STEPS_AHEAD = 4
 """Updates that may wait for the devices: enough to keep them busy, few enough to bound the memory of their batches."""
@@ -137,7 +138,8 @@ def train(
         start = int(state.step)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
         report.say(f"model: {config.model.family}, {parameters:,} parameters")
-        report.say(f"run: {path}, {f'going on at step {start}' if start else 'new'}, {phases[-1].stop} steps")
+        place_in_run = f"going on at step {start} of" if start else "new,"
+        report.say(f"run: {path}, {place_in_run} {phases[-1].stop} steps")
 
         # --------------------------------------------------------------------------------------------- training
         metrics = Metrics(path, config.training, start) if is_first_process else None
@@ -249,11 +251,10 @@ class _Session:
         if step >= phase.stop:
             return state
         key = place(self.row_key, replicated(self.mesh))
-        evaluate = make_evaluate(self.model, phase.stage, self.mesh)
         windows = _windows(self.config, self.episodes, step)
         with contextlib.closing(windows):
             batch = put_batch(self.mesh, next(windows))
-            update = self.compile(state, key, batch, phase)
+            update, evaluate = self.compile_phase(phase, state, key, batch)
             recent: list[dict[str, Array]] = []
             waiting: collections.deque[Array] = collections.deque()
             watch = Stopwatch()
@@ -277,7 +278,7 @@ class _Session:
 
                 watch.pause()
                 loss = None
-                if self.held_out and (is_last or _is_due(step, settings.evaluate_every)):
+                if evaluate is not None and (is_last or _is_due(step, settings.evaluate_every)):
                     self.check_finite(state, phase, key)
                     loss = self.test(step, state, evaluate)
                 at = Progress(step, phase.stage.name, phase.index, phase.start, self.config.seed, loss)
@@ -295,18 +296,28 @@ class _Session:
                 watch.resume()
         return state
 
-    def compile(self, state: TrainState, key: Array, batch: Trajectory, phase: Phase) -> jax.stages.Compiled:
-        """Compiles the update of ``phase`` ahead of its first step, and says how long that took and what it costs."""
-        self.report.say(f"compiling the update of stage {phase.stage.name!r} ...")
-        begin = time.perf_counter()
+    def compile_phase(
+        self, phase: Phase, state: TrainState, key: Array, batch: Trajectory
+    ) -> tuple[Compiled, Compiled | None]:
+        """The update and, where there is held-out data, the held-out loss of ``phase``, compiled for these shapes."""
+        name = phase.stage.name
         update = make_update(self.model, phase.stage, phase.optimizer(), self.config.training.ema, self.mesh)
-        compiled = update.lower(state, key, batch).compile()
+        compiled_update = self.compile(f"the update of stage {name!r}", update, state, key, batch)
+        if not self.held_out:
+            return compiled_update, None
+        evaluate, variables = make_evaluate(self.model, phase.stage, self.mesh), state.smooth_variables()
+        return compiled_update, self.compile(f"the held-out loss of stage {name!r}", evaluate, variables, key, batch)
+
+    def compile(self, what: str, function: Compilable, *arguments: PyTree) -> Compiled:
+        """Compiles ``function`` ahead of its first call, and says how long that took and what a call costs."""
+        self.report.say(f"compiling {what} ...")
+        begin = time.perf_counter()
+        compiled = function.lower(*arguments).compile()
         line = f"compiled in {time.perf_counter() - begin:.1f} s"
         if (cost := compiled.cost_analysis()) and "flops" in cost:
-            line += f"; {amount(cost['flops'], 'FLOP')} a step on each device"
+            line += f"; {amount(cost['flops'], 'FLOP')} on each device"
         if (memory := compiled.memory_analysis()) is not None:
-            needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-            line += f", {amount(needed, 'B')}"
+            line += f", {amount(memory.argument_size_in_bytes + memory.temp_size_in_bytes, 'B')}"
         self.report.say(line)
         return compiled
 
@@ -318,7 +329,7 @@ class _Session:
         self.write(step, means)
         self.report.figures(step, phase.stage.name, means["train/loss"], means["train/steps_per_second"])
 
-    def test(self, step: int, state: TrainState, evaluate: Compilable) -> float:
+    def test(self, step: int, state: TrainState, evaluate: Compiled) -> float:
         """The held-out loss, of the averaged parameters where there are any."""
         values = []
         for index, batch in enumerate(self.held_out):

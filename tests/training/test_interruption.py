@@ -17,16 +17,16 @@ from jaxwm.training.interruption import Interruption
 HERE = pathlib.Path(__file__).parent
 
 
-def begin(*arguments):
+def begin(*arguments, **more_environment):
     paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths), **more_environment}
     command = [sys.executable, str(HERE / "train_tiny.py"), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def stop_at(process, run_dir, step, number, saved=()):
     """Sends a signal once ``step`` is logged and the steps ``saved`` are saved; returns what the process printed."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     metrics = run_dir / "metrics.jsonl"
     folders = [run_dir / "checkpoints" / str(number) for number in saved]
     while not (
@@ -38,7 +38,7 @@ def stop_at(process, run_dir, step, number, saved=()):
         assert time.monotonic() < deadline, "the run does not get on"
         time.sleep(0.01)
     process.send_signal(number)
-    return process.communicate(timeout=60)
+    return process.communicate(timeout=600)
 
 
 def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tiny_data, whole_run, tmp_path):
@@ -53,9 +53,9 @@ def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tiny_data, whole_run, tmp
     assert_same(saved_arrays(run_dir, 20), saved_arrays(whole_run[0], 20))
 
 
-def test_kill_loses_no_more_than_the_steps_since_the_checkpoint(tiny_data, whole_run, tmp_path):
+def test_kill_loses_no_more_than_the_steps_since_the_checkpoint(tiny_data, whole_run, tmp_path, compiled_once):
     run_dir = tmp_path / "run"
-    process = begin(tiny_data, run_dir, 0.2)
+    process = begin(tiny_data, run_dir, 0.2, JAX_COMPILATION_CACHE_DIR=compiled_once)
     stop_at(process, run_dir, 8, signal.SIGKILL, saved=[5])
     assert process.returncode == -signal.SIGKILL
     train(tiny_config(tiny_data), run_dir, progress=False)

@@ -107,6 +107,19 @@ def test_stages_follow_the_model_and_hand_over(whole_run, staged_run):
     assert [int(ends[step]["targets"]["count"]) for step in ends] == [23, 27, 29]
 
 
+@pytest.mark.parametrize("last", [3, 5])
+def test_going_on_between_and_within_stages(staged_run, tmp_path, last):
+    # The checkpoints are those of steps 3, 5, 7 and 9; the stages end at 3, 7 and 9.
+    path, _, config = staged_run
+    run_dir = tmp_path / "run"
+    shutil.copytree(path, run_dir)
+    for folder in (run_dir / "checkpoints").iterdir():
+        if int(folder.name) > last:
+            shutil.rmtree(folder)
+    train(config, run_dir, progress=False)
+    assert_same(saved_arrays(run_dir, 9), saved_arrays(path, 9))
+
+
 def test_a_finished_run_stays_as_it_is(staged_run):
     path, result, config = staged_run
     before = sorted(str(file) for file in path.rglob("*"))

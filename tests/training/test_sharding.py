@@ -35,7 +35,7 @@ def eight(tiny_data, half_run, tmp_path_factory):
         "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
     }
     folders = [str(path / "whole"), str(path / "resumed")]
-    subprocess.run([sys.executable, "-c", code, str(tiny_data), *folders], env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code, str(tiny_data), *folders], env=environment, check=True, timeout=900)
     return path
 
 
