@@ -1,0 +1,76 @@
+"""Open-loop prediction of held-out episodes by an RSSM; adds what it measured to `results.json` beside itself.
+
+    python experiments/open_loop/run.py bounce --run runs/open_loop_bounce
+    jaxwm data record ALE/Breakout-v5 --out data/breakout --train 120 --test 24 --max-length 400
+    python experiments/open_loop/run.py breakout --run runs/open_loop_breakout
+
+Training resumes where the run in that folder stopped, so an interrupted experiment is started again the same way.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import time
+
+import jax
+
+import jaxwm
+from jaxwm.evaluation import VideoCallback, evaluate_run
+
+HERE = pathlib.Path(__file__).parent
+CONFIGS = HERE.parents[1] / "configs"
+CLAIMS = {
+    "bounce": (
+        "rssm_bounce.yaml",
+        [
+            "data.path=data/bounce_2000", "data.generate.train=2000", "stages.train.steps=12000",
+            "model.deter=256", "model.embed=128", "model.depth=16",
+            "training.evaluate_every=2000", "training.video_every=6000", "training.checkpoint_every=1000",
+        ],
+        (1, 5, 10, 15, 20, 30, 40),
+    ),
+    "breakout": ("rssm_breakout.yaml", [], tuple(range(1, 16))),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("claim", choices=CLAIMS)
+    parser.add_argument("--run", type=pathlib.Path, required=True, help="the run folder, outside the work tree")
+    parser.add_argument("overrides", nargs="*", help="as for jaxwm train")
+    arguments = parser.parse_args()
+    name, overrides, horizons = CLAIMS[arguments.claim]
+    overrides = [*overrides, *arguments.overrides]
+    config = jaxwm.load_config(CONFIGS / name, overrides)
+    run = jaxwm.train(config, arguments.run, [VideoCallback()])
+    scores = evaluate_run(run, horizon=horizons[-1])
+    table = {
+        predictor: {metric: [round(values[h - 1], 5) for h in horizons] for metric, values in metrics.items()}
+        for predictor, metrics in scores.metrics.items()
+    }
+    result = {
+        "command": f"python experiments/open_loop/run.py {arguments.claim}",
+        "configuration": name,
+        "overrides": overrides,
+        "seed": config.seed,
+        "steps": run.step,
+        "parameters": sum(x.size for x in jax.tree.leaves(run.variables["params"])),
+        "scored": scores.describe(),
+        "horizons": horizons,
+        "scores": table,
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    path = HERE / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**results, arguments.claim: result}, indent=1) + "\n")
+    for metric in scores.shown:
+        for predictor, metrics in table.items():
+            if metric in metrics:
+                print(f"{metric:24s} {predictor:6s}", *[f"{value:9.4f}" for value in metrics[metric]])
+
+
+if __name__ == "__main__":
+    main()
