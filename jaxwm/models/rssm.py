@@ -58,7 +58,7 @@ class _Networks(nn.Module):
             dtype=c.compute_dtype,
         )  # fmt: skip
         self.encoder = Encoder(c.spec, embed=c.embed, **coder)
-        self.decoder = Decoder(c.spec, **coder)
+        self.decoder = Decoder(c.spec, pixels=c.pixels, **coder)
         self.cell: Any = (
             GRUCell(c.deter, dtype=c.compute_dtype)
             if c.recurrent == "gru"
@@ -162,6 +162,7 @@ class RSSM:
       coder: ``patch`` (fast everywhere) or ``stride`` (the layers of the listing).
       norm: normalisation of hidden layers.
       activation: activation of hidden layers.
+      pixels: how the decoder's last layer becomes pixels, ``sigmoid`` or ``linear``.
       min_std: least standard deviation of a Gaussian state.
       unimix: share of the uniform distribution in a categorical state.
       free_nats: KL below this many nats costs nothing.
@@ -189,6 +190,7 @@ class RSSM:
     coder: Literal["patch", "stride"] = "patch"
     norm: Literal["rms", "none"] = "rms"
     activation: Literal["silu", "relu"] = "silu"
+    pixels: Literal["sigmoid", "linear"] = "sigmoid"
     min_std: PositiveFloat = 0.1
     unimix: Annotated[float, Field(ge=0, lt=1)] = 0.01
     free_nats: NonNegativeFloat = 1.0

@@ -67,7 +67,7 @@ class SimpleWorldModel:
       coder: ``patch`` (fast everywhere) or ``stride`` (three stride-2 layers, as in the listing).
       norm: normalisation of hidden layers.
       activation: activation of hidden layers.
-      pixels: how the decoder's last layer becomes pixels, ``linear`` or ``sigmoid`` (as in the listing).
+      pixels: how the decoder's last layer becomes pixels, ``sigmoid`` (as in the listing) or ``linear``.
       reward_scale: weight of the reward loss.
       dtype: what the networks compute in; parameters are float32.
     """
@@ -80,7 +80,7 @@ class SimpleWorldModel:
     coder: Literal["patch", "stride"] = "patch"
     norm: Literal["rms", "none"] = "rms"
     activation: Literal["silu", "relu"] = "silu"
-    pixels: Literal["linear", "sigmoid"] = "linear"
+    pixels: Literal["sigmoid", "linear"] = "sigmoid"
     reward_scale: NonNegativeFloat = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -211,8 +211,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Decodes features as an observation: an image decoder for each image, one vector decoder for all vectors.
 
-    ``pixels`` says how the last layer becomes pixels on the scale 0..1: ``linear`` adds one half, ``sigmoid``
-    squashes.
+    ``pixels`` says how the last layer becomes pixels on the scale 0..1: ``sigmoid`` squashes, ``linear`` adds one
+    half. On small bright objects the sigmoid learns sharper images in the same number of steps.
     """
 
     spec: Spec
@@ -222,7 +222,7 @@ class Decoder(nn.Module):
     kind: Kind = "patch"
     norm: Norm = "rms"
     activation: Activation = "silu"
-    pixels: Literal["linear", "sigmoid"] = "linear"
+    pixels: Literal["sigmoid", "linear"] = "sigmoid"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

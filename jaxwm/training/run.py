@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxwm.config import Config, build_model, load_config
 from jaxwm.training import checkpoints
@@ -101,7 +102,9 @@ def load_run(path: str | os.PathLike[str], step: int | str | None = None) -> Run
     reasons = []
     for candidate in reversed(choice):
         try:
-            return Run(config, spec, model, checkpoints.read_variables(folder, candidate), candidate)
+            # Shipped weights may lie there rounded; whatever the model computes in, it starts from float32.
+            variables = _cast(checkpoints.read_variables(folder, candidate), "float32")
+            return Run(config, spec, model, variables, candidate)
         except Exception as error:  # a damaged file can fail in any layer below
             reasons.append(f"checkpoint {candidate} cannot be read ({type(error).__name__}: {_one_line(error)})")
             if candidate != choice[0]:
@@ -109,8 +112,13 @@ def load_run(path: str | os.PathLike[str], step: int | str | None = None) -> Run
     raise RunError(f"{path}: {reasons[0] if reasons else 'no checkpoint can be read'}")
 
 
-def save_weights(run: Run, path: str | os.PathLike[str]) -> None:
+def save_weights(run: Run, path: str | os.PathLike[str], dtype: str | None = None) -> None:
     """Writes ``run`` as a small run folder that holds its variables alone; `load_run` opens it like any other.
+
+    Args:
+      run: what `load_run` returned.
+      path: the new folder.
+      dtype: what to round floats to on disk, for example ``float16`` for half the size; by default nothing is rounded.
 
     Raises:
       RunError: there is something at ``path`` already.
@@ -119,7 +127,13 @@ def save_weights(run: Run, path: str | os.PathLike[str]) -> None:
     if path.exists() and any(path.iterdir()):
         raise RunError(f"{path}: this folder is not empty")
     write_definition(path, run.config, run.spec)
-    checkpoints.write_variables(checkpoints_folder(path), Progress(run.step, seed=run.config.seed), run.variables)
+    variables = run.variables if dtype is None else _cast(run.variables, dtype)
+    checkpoints.write_variables(checkpoints_folder(path), Progress(run.step, seed=run.config.seed), variables)
+
+
+def _cast(tree: PyTree, dtype: str) -> PyTree:
+    """``tree`` with all its floats as ``dtype``."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def checkpoints_folder(path: str | os.PathLike[str]) -> pathlib.Path:

@@ -62,6 +62,15 @@ def test_save_weights(tiny_data, tmp_path):
         save_weights(run, tmp_path / "small")
 
 
+def test_rounded_weights_come_back_as_float32(tiny_data, tmp_path):
+    run = run_of(tiny_data)
+    save_weights(run, tmp_path / "rounded", dtype="float16")
+    again = load_run(tmp_path / "rounded").variables
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(again)} == {"float32"}
+    expected = jax.tree.map(lambda x: x.astype("float16").astype("float32"), run.variables)
+    assert_same(again, expected)
+
+
 def test_a_damaged_last_checkpoint_is_skipped_with_a_warning(whole_run, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(whole_run[0], path)
