@@ -304,7 +304,7 @@ class WorldModel(Protocol):
         ...
 
     def init(self, key: Array, batch: Trajectory) -> Variables:
-        """Fresh variables ``{"params", "targets"}``; only the shapes of ``batch`` matter."""
+        """Fresh variables ``{"params", "targets"}``: shapes, and in some families first statistics, from ``batch``."""
         ...
 
     def loss(self, variables: Variables, keys: Array, batch: Trajectory, stage: str) -> tuple[Array, Aux]:

@@ -27,6 +27,7 @@ CLAIMS = {
         [
             "data.path=data/bounce_2000", "data.generate.train=2000", "stages.train.steps=12000",
             "model.embed=128", "model.depth=16", "model.pixels=linear",
+            "model.background=false",
             "training.evaluate_every=2000", "training.video_every=6000", "training.checkpoint_every=1000",
         ],
         (1, 5, 10, 15, 20, 30, 40),

@@ -22,6 +22,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from jaxwm.models import register
 from jaxwm.nn import MLP, Bernoulli, BlockGRU, Decoder, Encoder, GRUCell, Linear, Normal, OneHot, TwoHot
+from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.layers import activate, normalise
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
 
@@ -58,7 +59,7 @@ class _Networks(nn.Module):
             dtype=c.compute_dtype,
         )  # fmt: skip
         self.encoder = Encoder(c.spec, embed=c.embed, **coder)
-        self.decoder = Decoder(c.spec, pixels=c.pixels, **coder)
+        self.decoder = Decoder(c.spec, pixels=c.pixels, background=c.background, **coder)
         self.cell: Any = (
             GRUCell(c.deter, dtype=c.compute_dtype)
             if c.recurrent == "gru"
@@ -163,6 +164,7 @@ class RSSM:
       norm: normalisation of hidden layers.
       activation: activation of hidden layers.
       pixels: how the decoder's last layer becomes pixels, ``sigmoid`` or ``linear``.
+      background: whether the decoder starts from the mean frame of the batch that `init` is given.
       min_std: least standard deviation of a Gaussian state.
       unimix: share of the uniform distribution in a categorical state.
       free_nats: KL below this many nats costs nothing.
@@ -191,6 +193,7 @@ class RSSM:
     norm: Literal["rms", "none"] = "rms"
     activation: Literal["silu", "relu"] = "silu"
     pixels: Literal["sigmoid", "linear"] = "sigmoid"
+    background: bool = True
     min_std: PositiveFloat = 0.1
     unimix: Annotated[float, Field(ge=0, lt=1)] = 0.01
     free_nats: NonNegativeFloat = 1.0
@@ -225,8 +228,10 @@ class RSSM:
         self.spec.check_trajectory(batch)
         first = {name: value[:, 0] for name, value in batch.observation.items()}
         state = self.init_state(batch.reward.shape[0])
-        return {"params": _Networks(self).init(key, state, batch.action[:, 0], first, method="everything")["params"],
-                "targets": {}}  # fmt: skip
+        params = dict(_Networks(self).init(key, state, batch.action[:, 0], first, method="everything")["params"])
+        if self.background:
+            params |= {"decoder": start_from_mean_frame(params["decoder"], self.spec, batch, self.pixels)}
+        return {"params": params, "targets": {}}
 
     def init_state(self, batch_size: int) -> RSSMState:
         """Zeros; see `jaxwm.types.WorldModel.init_state`."""

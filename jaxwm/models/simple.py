@@ -17,6 +17,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from jaxwm.models import register
 from jaxwm.nn import MLP, Decoder, Encoder, Linear
+from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
 
 
@@ -32,7 +33,7 @@ class _Networks(nn.Module):
         self.encoder = Encoder(c.spec, embed=c.latent, **coder)
         self.hidden = MLP(c.hidden, 2, **style)
         self.next_latent = Linear(c.latent, dtype=c.compute_dtype)
-        self.decoder = Decoder(c.spec, pixels=c.pixels, **coder)
+        self.decoder = Decoder(c.spec, pixels=c.pixels, background=c.background, **coder)
         self.reward = Linear(1, dtype=c.compute_dtype)
 
     def encode(self, observation: Arrays) -> Array:
@@ -68,6 +69,7 @@ class SimpleWorldModel:
       norm: normalisation of hidden layers.
       activation: activation of hidden layers.
       pixels: how the decoder's last layer becomes pixels, ``sigmoid`` (as in the listing) or ``linear``.
+      background: whether the decoder starts from the mean frame of the batch that `init` is given.
       reward_scale: weight of the reward loss.
       dtype: what the networks compute in; parameters are float32.
     """
@@ -81,6 +83,7 @@ class SimpleWorldModel:
     norm: Literal["rms", "none"] = "rms"
     activation: Literal["silu", "relu"] = "silu"
     pixels: Literal["sigmoid", "linear"] = "sigmoid"
+    background: bool = True
     reward_scale: NonNegativeFloat = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -95,8 +98,10 @@ class SimpleWorldModel:
         """Fresh variables; see `jaxwm.types.WorldModel.init`."""
         self.spec.check_trajectory(batch)
         first = {name: value[:, 0] for name, value in batch.observation.items()}
-        return {"params": _Networks(self).init(key, first, batch.action[:, 0], method="everything")["params"],
-                "targets": {}}  # fmt: skip
+        params = _Networks(self).init(key, first, batch.action[:, 0], method="everything")["params"]
+        if self.background:
+            params = {**params, "decoder": start_from_mean_frame(params["decoder"], self.spec, batch, self.pixels)}
+        return {"params": params, "targets": {}}
 
     def init_state(self, batch_size: int) -> Array:
         """Zeros ``[B, latent]``."""

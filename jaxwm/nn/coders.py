@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -26,7 +27,7 @@ from jax.typing import DTypeLike
 from jaxwm.nn.convolution import StrideConv, StrideConvTranspose
 from jaxwm.nn.distributions import PixelSquaredError, SymlogSquaredError
 from jaxwm.nn.layers import MLP, Activation, Linear, Norm, activate, normalise, symlog
-from jaxwm.types import Array, Arrays, Spec, nearest
+from jaxwm.types import Array, Arrays, PyTree, Spec, Trajectory, nearest
 
 Kind = Literal["patch", "stride"]
 
@@ -130,7 +131,8 @@ class ImageDecoder(nn.Module):
             if self.kind == "patch" or level > 0:
                 x = activate(self.activation, normalise(self.norm, x, self.dtype, f"norm_{level}"))
         if self.kind == "patch":
-            x = unpatchify(Linear(_PATCH**2 * colours, dtype=self.dtype, name="patches")(x), _PATCH)
+            x = Linear(_PATCH**2 * colours, dtype=self.dtype, name="patches")(x)
+            x = unpatchify(x, _PATCH)
         return x.reshape(*features.shape[:-1], *self.shape)
 
 
@@ -212,7 +214,9 @@ class Decoder(nn.Module):
     """Decodes features as an observation: an image decoder for each image, one vector decoder for all vectors.
 
     ``pixels`` says how the last layer becomes pixels on the scale 0..1: ``sigmoid`` squashes, ``linear`` adds one
-    half. On small bright objects the sigmoid learns sharper images in the same number of steps.
+    half. On small bright objects the sigmoid learns sharper images in the same number of steps. With ``background``
+    a learned picture is added before, which `start_from_mean_frame` sets: steps that would go into what stands still
+    go into what moves.
     """
 
     spec: Spec
@@ -223,6 +227,7 @@ class Decoder(nn.Module):
     norm: Norm = "rms"
     activation: Activation = "silu"
     pixels: Literal["sigmoid", "linear"] = "sigmoid"
+    background: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -237,9 +242,31 @@ class Decoder(nn.Module):
         for field in self.spec.images:
             decoder = ImageDecoder(field.shape, self.depth, self.kind, name=f"image_{field.name}", **style)
             image = decoder(features)
+            if self.background:
+                image += self.param(f"background_{field.name}", nn.initializers.zeros_init(), field.shape, jnp.float32)
             parts[field.name] = PixelSquaredError(nn.sigmoid(image) if self.pixels == "sigmoid" else image + 0.5)
         if self.spec.vectors:
             sizes = tuple((field.name, field.shape[0]) for field in self.spec.vectors)
             vectors = VectorDecoder(sizes, self.units, self.layers, name="vectors", **style)(features)
             parts.update({name: SymlogSquaredError(vector) for name, vector in vectors.items()})
         return parts
+
+
+def start_from_mean_frame(decoder: PyTree, spec: Spec, batch: Trajectory, pixels: str) -> PyTree:
+    """The parameters of a `Decoder` with ``background`` such that it starts from the mean frame of ``batch``.
+
+    Args:
+      decoder: fresh parameters of the decoder.
+      spec: what the world shows.
+      batch: ``[B, T, ...]``; padding does not count.
+      pixels: the decoder's ``pixels``.
+    """
+    decoder = dict(decoder)
+    valid = batch.valid[..., None, None, None]
+    for field in spec.images:
+        frames = jnp.where(valid, batch.observation[field.name].astype(jnp.float32) / 255.0, 0.0)
+        mean = jnp.sum(frames, axis=(0, 1)) / jnp.maximum(jnp.sum(valid), 1)
+        # Saturated pixels keep a gradient: beyond this a sigmoid would need very long to come back.
+        inverse = jax.scipy.special.logit(jnp.clip(mean, 0.01, 0.99)) if pixels == "sigmoid" else mean - 0.5
+        decoder[f"background_{field.name}"] = inverse
+    return decoder

@@ -134,7 +134,7 @@ def train(
         store = Checkpoints(runs.checkpoints_folder(path), config.training.keep, report.say)
         stack.callback(store.close)
         restored = _restore(store, config, model, phases, mesh)
-        state, phase = restored or _begin(config, model, phases, init_key, mesh, report)
+        state, phase = restored or _begin(config, model, phases, init_key, mesh, report, episodes)
         start = int(state.step)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
         report.say(f"model: {config.model.family}, {parameters:,} parameters")
@@ -175,11 +175,18 @@ def _restore(
 
 
 def _begin(
-    config: Config, model: WorldModel, phases: Sequence[Phase], key: Array, mesh: Mesh, report: Reporter
+    config: Config,
+    model: WorldModel,
+    phases: Sequence[Phase],
+    key: Array,
+    mesh: Mesh,
+    report: Reporter,
+    episodes: data.Episodes,
 ) -> tuple[TrainState, Phase]:
     """A fresh state, with the parameters of another run where ``training.init_from`` names one."""
     phase, settings = phases[0], config.training
-    batch = example_batch(model.spec, 1, config.data.length)
+    # Real episodes, the same ones in every process: a model may start from statistics of them.
+    batch = data.episode_batch(episodes, range(min(16, len(episodes))), config.data.length)
     state = init_state(model, phase.stage, phase.optimizer(), key, batch, ema=settings.ema, mesh=mesh)
     if settings.init_from is not None:
         source = runs.load_run(settings.init_from)
