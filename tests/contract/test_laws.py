@@ -13,7 +13,8 @@ from tests.contract.families import TINY
 
 
 def test_every_registered_family_has_a_tiny_instance():
-    assert {type(model) for model in TINY.values()} == set(models.FAMILIES.values())
+    shipped = {family for family in models.FAMILIES.values() if family.__module__.startswith("jaxwm.")}
+    assert {type(model) for model in TINY.values()} == shipped
 
 
 @pytest.mark.parametrize("name", TINY)
