@@ -187,6 +187,7 @@ def _begin(
     phase, settings = phases[0], config.training
     # Real episodes, the same ones in every process: a model may start from statistics of them.
     batch = data.episode_batch(episodes, range(min(16, len(episodes))), config.data.length)
+    batch = dataclasses.replace(batch, info={})
     state = init_state(model, phase.stage, phase.optimizer(), key, batch, ema=settings.ema, mesh=mesh)
     if settings.init_from is not None:
         source = runs.load_run(settings.init_from)

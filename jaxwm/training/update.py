@@ -60,7 +60,9 @@ def init_state(
     ema: float | None = None,
     mesh: Mesh | None = None,
 ) -> TrainState:
-    """A fresh state at step 0, on all devices of ``mesh``; only the shapes of ``batch`` matter.
+    """A fresh state at step 0, on all devices of ``mesh``.
+
+    ``batch`` is what `WorldModel.init` takes; every process gives the same.
 
     Raises:
       ValueError: ``stage.trainable`` names parameters that do not exist.

@@ -49,16 +49,16 @@ def test_laprop_momentum_does_not_follow_the_scale_of_gradients():
 
 
 def test_adaptive_clip_is_of_whole_tensors():
-    # Parameter norm 5, so at most 0.3 * 5 = 1.5; the gradient's norm is 3: all of it is halved, also the row of zeros.
+    # Parameter norm 5, so at most 0.3 * 5 = 1.5; the gradient's norm is 5: all of it times 0.3, whatever a row's norm.
     parameters = {"large": jnp.array([[3.0, 0.0], [0.0, 4.0]]), "tiny": jnp.zeros(2), "small": jnp.array([100.0])}
     gradients = {
-        "large": jnp.array([[3.0, 0.0], [0.0, 0.0]]),
+        "large": jnp.array([[3.0, 0.0], [0.0, 4.0]]),
         "tiny": jnp.array([3.0, 4.0]),
         "small": jnp.array([2.0]),
     }
     clip = adaptive_clip(0.3)
     clipped, _ = clip.update(gradients, clip.init(parameters), parameters)
-    np.testing.assert_allclose(clipped["large"], [[1.5, 0.0], [0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(clipped["large"], [[0.9, 0.0], [0.0, 1.2]], rtol=1e-6)
     np.testing.assert_allclose(clipped["tiny"], [0.3e-3 * 0.6, 0.3e-3 * 0.8], rtol=1e-6)  # norm counts as 1e-3
     np.testing.assert_allclose(clipped["small"], [2.0], rtol=1e-6)
 
