@@ -29,7 +29,7 @@ BATCH, LENGTH = 2, 5
 TOLERANCE = 1e-5
 
 
-def check_world_model(model: WorldModel, spec: Spec, *, seed: int = 0, updates: int = 60) -> None:
+def check_world_model(model: WorldModel, spec: Spec, *, seed: int = 0, updates: int = 200) -> None:
     """Checks all laws on a small model; takes seconds to a minute, most of it compilation.
 
     Args:
