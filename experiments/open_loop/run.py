@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("claim", choices=CLAIMS)
     parser.add_argument("--run", type=pathlib.Path, required=True, help="the run folder, outside the work tree")
     parser.add_argument("overrides", nargs="*", help="as for jaxwm train")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     name, overrides, horizons = CLAIMS[arguments.claim]
     overrides = [*overrides, *arguments.overrides]
     config = jaxwm.load_config(CONFIGS / name, overrides)

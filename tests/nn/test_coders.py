@@ -219,7 +219,7 @@ def test_coders_learn_to_reproduce_what_they_saw():
             velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradients)
             return (jax.tree.map(lambda p, v: p - 2e-4 * v, variables, velocity), velocity), value
 
-        return jax.lax.scan(step, (variables, jax.tree.map(jnp.zeros_like, variables)), None, length=60)[1]
+        return jax.lax.scan(step, (variables, jax.tree.map(jnp.zeros_like, variables)), None, length=150)[1]
 
     losses = descend(variables)
     assert losses[-1] < 0.7 * losses[0]
