@@ -30,7 +30,7 @@ def test_lines(tmp_path):
 
 
 def test_resuming_drops_what_was_after_the_checkpoint(tmp_path):
-    write(tmp_path, [2, 4, 6])
+    write(tmp_path, [2, 4, 5, 6])
     with (tmp_path / FILE).open("a") as file:
         file.write('{"step": 4, "tr')  # killed while it wrote
     write(tmp_path, [5], start=4)
