@@ -370,7 +370,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, typer.Abort):
             return _say("interrupted", 130)
         except SystemExit as stop:
-            return _say(str(stop), stop.code if isinstance(stop.code, int) else 1)
+            # A number says nothing to a person: the parser ends so when the reader of its help has gone.
+            return stop.code if isinstance(stop.code, int) else _say(str(stop), 1)
         except Exception as error:
             if debug:
                 raise

@@ -208,7 +208,7 @@ def build_world(config: WorldConfig) -> worlds.World:
     try:
         return worlds.WORLDS[config.name](**fields)
     except ValueError as error:
-        raise ConfigError(f"world {config.name}: {error}") from None
+        raise ConfigError(str(error)) from None
 
 
 def section(base: type[Section], cls: type, **constants: str) -> type[Section]:

@@ -13,6 +13,13 @@ from jaxwm.training import Run, save_weights
 from jaxwm.types import example_batch
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of one file share fixtures and what was compiled, so they stay in one process; the laws take their own."""
+    for item in items:
+        if item.originalname not in ("test_laws", "test_laws_about_sharding_on_eight_devices"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def toy_config(tmp_path_factory):
     """The path of a YAML file; its episodes are not on disk."""

@@ -272,3 +272,12 @@ class TestProcesses:
 
 def _text(path):
     return path.read_text() if path.exists() else ""
+
+
+def test_a_reader_that_goes_away_is_not_told_anything():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxwm", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.wait()
