@@ -1,7 +1,7 @@
 """Open-loop prediction of held-out episodes by an RSSM; adds what it measured to `results.json` beside itself.
 
     python experiments/open_loop/run.py bounce --run runs/open_loop_bounce
-    jaxwm data record ALE/Breakout-v5 --out data/breakout --train 120 --test 24 --max-length 400
+    jaxwm data record ALE/Breakout-v5 --out data/breakout --train 400 --test 24 --max-length 400
     python experiments/open_loop/run.py breakout --run runs/open_loop_breakout
 
 Training resumes where the run in that folder stopped, so an interrupted experiment is started again the same way.
@@ -25,10 +25,9 @@ CLAIMS = {
     "bounce": (
         "rssm_bounce.yaml",
         [
-            "data.path=data/bounce_2000", "data.generate.train=2000", "stages.train.steps=12000",
-            "model.embed=128", "model.depth=16", "model.pixels=linear",
-            "model.background=false",
-            "training.evaluate_every=2000", "training.video_every=6000", "training.checkpoint_every=1000",
+            "data.path=data/bounce_2000", "data.generate.train=2000", "data.length=32", "stages.train.steps=16000",
+            "model.embed=128", "model.depth=16",
+            "training.evaluate_every=2000", "training.video_every=8000", "training.checkpoint_every=1000",
         ],
         (1, 5, 10, 15, 20, 30, 40),
     ),

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from jaxwm.models import register
 from jaxwm.nn import MLP, Bernoulli, BlockGRU, Decoder, Encoder, GRUCell, Linear, Normal, OneHot, TwoHot
@@ -170,6 +171,8 @@ class RSSM:
       free_nats: KL below this many nats costs nothing.
       dynamics_scale: weight of KL(sg(posterior) ‖ prior), which trains the prior.
       representation_scale: weight of KL(posterior ‖ sg(prior)), which trains the posterior.
+      kl_warmup: updates in which both weights rise from 0 (Bowman et al. 2016). A picture whose moving part is small
+        pays less than its state costs, and a state that says nothing is learned first and left late.
       reward_scale: weight of the reward loss.
       continue_scale: weight of the continuation loss.
       dtype: what the networks compute in; parameters and beliefs are float32.
@@ -199,6 +202,7 @@ class RSSM:
     free_nats: NonNegativeFloat = 1.0
     dynamics_scale: NonNegativeFloat = 1.0
     representation_scale: NonNegativeFloat = 0.1
+    kl_warmup: NonNegativeInt = 0
     reward_scale: NonNegativeFloat = 1.0
     continue_scale: NonNegativeFloat = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -231,7 +235,8 @@ class RSSM:
         params = dict(_Networks(self).init(key, state, batch.action[:, 0], first, method="everything")["params"])
         if self.background:
             params |= {"decoder": start_from_mean_frame(params["decoder"], self.spec, batch, self.pixels)}
-        return {"params": params, "targets": {}}
+        params = self._with_audible_state(params)
+        return {"params": params, "targets": {"updates": jnp.zeros((), jnp.int32)} if self.kl_warmup else {}}
 
     def init_state(self, batch_size: int) -> RSSMState:
         """Zeros; see `jaxwm.types.WorldModel.init_state`."""
@@ -333,11 +338,12 @@ class RSSM:
         metrics["loss/continue"] = _masked_mean(-continuation.log_prob(1.0 - batch.is_terminal), batch.valid)
         metrics["loss/dynamics"] = _masked_mean(jnp.maximum(dynamics, self.free_nats), batch.valid)
         metrics["loss/representation"] = _masked_mean(jnp.maximum(representation, self.free_nats), batch.valid)
+        warmth = jnp.minimum(variables["targets"]["updates"] / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
         weights = {
             "loss/reward": self.reward_scale,
             "loss/continue": self.continue_scale,
-            "loss/dynamics": self.dynamics_scale,
-            "loss/representation": self.representation_scale,
+            "loss/dynamics": warmth * self.dynamics_scale,
+            "loss/representation": warmth * self.representation_scale,
         }
         total = sum((weights.get(name, 1.0) * term for name, term in metrics.items()), jnp.zeros(()))
         metrics["kl"] = _masked_mean(dynamics, batch.valid)
@@ -346,8 +352,10 @@ class RSSM:
         return total, Aux(metrics, states)
 
     def after_update(self, variables: Variables, aux: Aux, stage: str) -> Variables:
-        """Nothing follows an update in this family."""
-        return variables
+        """Counts the updates while the KL warms up."""
+        if not self.kl_warmup:
+            return variables
+        return {**variables, "targets": {"updates": variables["targets"]["updates"] + 1}}
 
     # The vocabulary of the papers and of the listing.
 
@@ -373,6 +381,26 @@ class RSSM:
     def kl(self, prior_state: RSSMState, posterior_state: RSSMState) -> Array:
         """KL(posterior ‖ prior) in nats, summed over the state's dimensions, mean over the batch."""
         return jnp.mean(posterior_state.belief.kl(prior_state.belief))  # type: ignore[arg-type]
+
+    def _with_audible_state(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Fresh parameters with which a stochastic state is heard from the first update on.
+
+        The image decoders weigh the stochastic state by its own size: by that of all features, a wide memory that
+        knows nothing yet would drown it. Gaussian beliefs begin narrow, so that they differ by more than their noise.
+        """
+        decoder = dict(params["decoder"])
+        for field in self.spec.images:
+            layer = decoder[f"image_{field.name}"]["features_layer"]
+            features = layer["kernel"].shape[0]
+            gain = jnp.ones((features, 1)).at[self.deter :].set(math.sqrt(features / (features - self.deter)))
+            layer = {**layer, "kernel": layer["kernel"] * gain}
+            decoder[f"image_{field.name}"] = {**decoder[f"image_{field.name}"], "features_layer": layer}
+        params = {**params, "decoder": decoder}
+        if self.latent == "gaussian":
+            for name in ("prior_output", "posterior_output"):
+                bias = params[name]["bias"].at[self.stoch :].set(-2.0)
+                params[name] = {**params[name], "bias": bias}
+        return params
 
     def _observe(
         self,

@@ -255,6 +255,10 @@ class Decoder(nn.Module):
 def start_from_mean_frame(decoder: PyTree, spec: Spec, batch: Trajectory, pixels: str) -> PyTree:
     """The parameters of a `Decoder` with ``background`` such that it starts from the mean frame of ``batch``.
 
+    The last layer of each image gets a tenth of its usual size. With all of it the first lesson of the features would
+    be to keep quiet, since what they add to the mean frame is noise, and a stochastic state takes hundreds of updates
+    to be heard again.
+
     Args:
       decoder: fresh parameters of the decoder.
       spec: what the world shows.
@@ -269,4 +273,7 @@ def start_from_mean_frame(decoder: PyTree, spec: Spec, batch: Trajectory, pixels
         # Saturated pixels keep a gradient: beyond this a sigmoid would need very long to come back.
         inverse = jax.scipy.special.logit(jnp.clip(mean, 0.01, 0.99)) if pixels == "sigmoid" else mean - 0.5
         decoder[f"background_{field.name}"] = inverse
+        image = dict(decoder[f"image_{field.name}"])
+        last = "patches" if "patches" in image else "conv_0"
+        decoder[f"image_{field.name}"] = image | {last: jax.tree.map(lambda x: 0.1 * x, image[last])}
     return decoder

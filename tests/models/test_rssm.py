@@ -81,6 +81,34 @@ def test_free_nats_are_free(given):
     assert prior_gradient(generous) == 0.0 < prior_gradient(model)
 
 
+def test_the_kl_warms_up_by_the_update(given):
+    model, _, keys, batch = given
+    model = dataclasses.replace(model, kl_warmup=4)
+    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    evaluate = jax.jit(lambda variables: model.loss(variables, keys, batch, "train"))
+    totals = []
+    for _ in range(6):
+        total, aux = evaluate(variables)
+        totals.append(float(total))
+        variables = model.after_update(variables, aux, "train")
+    kl = 1.1 * float(aux.metrics["kl"])
+    np.testing.assert_allclose(np.subtract(totals, totals[0]), kl * np.array([0, 0.25, 0.5, 0.75, 1, 1]), atol=1e-3)
+
+
+def test_a_gaussian_state_is_heard_from_the_start():
+    spec = jaxwm.Spec((jaxwm.Field("image", (16, 16, 3), "uint8"),), jaxwm.ActionSpec(2))
+    model = RSSM(spec, recurrent="gru", latent="gaussian", deter=256, stoch=4, hidden=16, units=16, depth=4, embed=16)
+    batch = moving_clips(spec, 2, 2)
+    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    kernel = variables["params"]["decoder"]["image_image"]["features_layer"]["kernel"]
+    # Unit noise in the four numbers of the state moves the decoder as much as unit noise in all of the memory.
+    assert np.square(kernel[256:]).sum() == pytest.approx(np.square(kernel[:256]).sum(), rel=0.1)
+    frames = {"image": batch.observation["image"][:, 0]}
+    keys = jax.random.split(jax.random.key(1), 2)
+    state = model.observe(variables, keys, model.init_state(2), batch.action[:, 0], frames, jnp.ones(2, bool))
+    assert 0.1 < float(state.belief.std.mean()) < 0.4
+
+
 def test_each_kl_trains_its_own_side(given):
     model, variables, keys, batch = given
     # One step: in longer windows the prior also trains the posteriors of earlier steps, through the memory.

@@ -196,6 +196,16 @@ def test_a_decoder_can_start_from_the_mean_frame(pixels):
     np.testing.assert_allclose(decoder.apply({"params": params}, jnp.ones((1, 5)))["image"].mode(), 0.4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["patch", "stride"])
+def test_features_begin_by_adding_little_to_the_mean_frame(kind):
+    decoder = Decoder(PICTURES, kind=kind, pixels="linear", background=True, **SMALL)
+    params = random_variables(decoder, jnp.zeros((1, 5)))["params"]
+    features = jax.random.normal(KEY, (64, 5))
+    spread = lambda params: decoder.apply({"params": params}, features)["image"].location.std(0)  # noqa: E731
+    started = start_from_mean_frame(params, PICTURES, example_batch(PICTURES, 1, 3), "linear")
+    np.testing.assert_allclose(spread(started), 0.1 * spread(params), rtol=1e-2, atol=1e-5)
+
+
 def test_half_precision_compute_keeps_float32_parameters():
     encoder = Encoder(BOTH, 6, dtype=jnp.bfloat16, **SMALL)
     embedding, variables = jax.eval_shape(encoder.init_with_output, KEY, _observation(2))
