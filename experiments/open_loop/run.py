@@ -45,10 +45,12 @@ def main() -> None:
     overrides = [*overrides, *arguments.overrides]
     config = jaxwm.load_config(CONFIGS / name, overrides)
     run = jaxwm.train(config, arguments.run, [VideoCallback()])
-    scores = evaluate_run(run, horizon=horizons[-1])
+    mode = evaluate_run(run, horizon=horizons[-1])
+    mean = evaluate_run(run, horizon=horizons[-1], estimate="mean", samples=16)
+    predictors = {**mode.metrics, "model_mean": mean.metrics["model"]}
     table = {
         predictor: {metric: [round(values[h - 1], 5) for h in horizons] for metric, values in metrics.items()}
-        for predictor, metrics in scores.metrics.items()
+        for predictor, metrics in predictors.items()
     }
     result = {
         "command": f"python experiments/open_loop/run.py {arguments.claim}",
@@ -57,7 +59,7 @@ def main() -> None:
         "seed": config.seed,
         "steps": run.step,
         "parameters": sum(x.size for x in jax.tree.leaves(run.variables["params"])),
-        "scored": scores.describe(),
+        "scored": {"model": mode.describe(), "model_mean": mean.describe()},
         "horizons": horizons,
         "scores": table,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__},
@@ -66,10 +68,10 @@ def main() -> None:
     path = HERE / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**results, arguments.claim: result}, indent=1) + "\n")
-    for metric in scores.shown:
+    for metric in mode.shown:
         for predictor, metrics in table.items():
             if metric in metrics:
-                print(f"{metric:24s} {predictor:6s}", *[f"{value:9.4f}" for value in metrics[metric]])
+                print(f"{metric:24s} {predictor:10s}", *[f"{value:9.4f}" for value in metrics[metric]])
 
 
 if __name__ == "__main__":

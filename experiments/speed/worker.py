@@ -73,8 +73,7 @@ def jax_case(case: str, batch: int) -> Callable[[], None]:
         variables = jax.jit(model.init)(key, jaxwm.example_batch(spec, 1, 2))
         state = model.init_state(batch)
         return lambda: jax.block_until_ready(jaxwm.imagine(model, variables, key, state, actions))
-    overrides = ["model.coder=patch", "model.norm=rms", "model.activation=silu"]
-    config = jaxwm.load_config("configs/simple_seed.yaml", [] if case.endswith("_exact") else overrides)
+    config = jaxwm.load_config(f"configs/simple_{'seed' if case.endswith('_exact') else 'bounce'}.yaml")
     model = jaxwm.build_model(config.model, spec)
     clips = moving_clips(spec, batch, 2)
     if case.startswith("simple_imagine"):

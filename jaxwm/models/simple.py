@@ -78,7 +78,7 @@ class SimpleWorldModel:
     latent: PositiveInt = 128
     hidden: PositiveInt = 256
     layers: PositiveInt = 2
-    depth: PositiveInt = 32
+    depth: PositiveInt = 24
     coder: Literal["patch", "stride"] = "patch"
     norm: Literal["rms", "none"] = "rms"
     activation: Literal["silu", "relu"] = "silu"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from jaxwm.nn.layers import BlockLinear, Linear, RMSNorm, fan_in_normal, map_blocks
+from jaxwm.nn.layers import BlockLinear, Linear, RMSNorm, activate, fan_in_normal, map_blocks
 from jaxwm.types import Array
 
 
@@ -77,7 +77,7 @@ class BlockGRU(nn.Module):
         projections = []
         for name, value in (("deter", deter), ("stoch", stoch), ("action", action)):
             value = Linear(self.hidden, dtype=self.dtype, name=f"{name}_projection")(value)
-            projections.append(jax.nn.silu(RMSNorm(dtype=self.dtype, name=f"{name}_norm")(value)))
+            projections.append(activate("silu", RMSNorm(dtype=self.dtype, name=f"{name}_norm")(value)))
         joined = jnp.concatenate(projections, axis=-1)
         fan_in = self.deter + self.blocks * joined.shape[-1]
         shared = self.param("shared_kernel", fan_in_normal(fan_in), (joined.shape[-1], self.deter), jnp.float32)
@@ -87,10 +87,10 @@ class BlockGRU(nn.Module):
         bias = self.param("bias", zeros, (self.deter,), jnp.float32)
         x = map_blocks(jnp.dot, [deter.astype(self.dtype)], [kernel.astype(self.dtype)])
         x = x + jnp.dot(joined, shared.astype(self.dtype)) + bias.astype(self.dtype)
-        x = jax.nn.silu(RMSNorm(dtype=self.dtype, name="norm_0")(x))
+        x = activate("silu", RMSNorm(dtype=self.dtype, name="norm_0")(x))
         for layer in range(1, self.dynamics_layers):
             x = BlockLinear(self.deter, self.blocks, dtype=self.dtype, name=f"linear_{layer}")(x)
-            x = jax.nn.silu(RMSNorm(dtype=self.dtype, name=f"norm_{layer}")(x))
+            x = activate("silu", RMSNorm(dtype=self.dtype, name=f"norm_{layer}")(x))
         size = self.deter // self.blocks
         shape = (self.blocks, size, 3 * size)
         gates_kernel = self.param("gates_kernel", fan_in_normal(self.deter), shape, jnp.float32)
