@@ -74,8 +74,9 @@ def _native_conv_transpose(x: Array, w: Array) -> Array:
 def _cpu_conv(x: Array, w: Array) -> Array:
     if w.shape[2] > _FEW_CHANNELS:
         return _native_conv(x, w)
-    # With few channels the native kernel's inner loop is too short; four times as many are better.
-    return jax.lax.conv_general_dilated(_blocks(x), _split_taps(w), (1, 1), "VALID", dimension_numbers=_LAYOUT)
+    # With few channels the native kernel's inner loop is too short; one product with all that a pixel sees is better.
+    seen = _patches(x)
+    return jnp.dot(seen, _split_taps(w).reshape(seen.shape[-1], -1))
 
 
 @jax.custom_vjp
@@ -94,9 +95,15 @@ def _weight_gradient(x: Array, y: Array) -> Array:
     """The derivative ``[4, 4, C, F]`` of ``sum(conv_stride2(x, w) * y)`` with respect to ``w``.
 
     One matrix product for each of the four shifts between the 2x2 blocks of ``x`` and ``y``, over a few rows of
-    the batch at a time, so that the copies stay in the cache.
+    the batch at a time, so that the copies stay in the cache; with few channels one product for all shifts.
     """
     channels, features = x.shape[-1], y.shape[-1]
+    if channels <= _FEW_CHANNELS:
+        seen = _patches(x)
+        product = jnp.dot(
+            seen.reshape(-1, seen.shape[-1]).T, y.reshape(-1, features), preferred_element_type=jnp.float32
+        )
+        return _join_taps(product, channels).astype(x.dtype)
     blocks = _blocks(x)
     batch, rows, columns, depth = blocks.shape
     count = _chunks(batch, rows * columns * depth * blocks.dtype.itemsize)
@@ -113,8 +120,7 @@ def _weight_gradient(x: Array, y: Array) -> Array:
 
     total = jnp.zeros((4, features, depth), jnp.float32)
     total, _ = jax.lax.scan(add, total, (blocks, y))
-    taps = total.swapaxes(1, 2).reshape(2, 2, 2, 2, channels, features)
-    return taps.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, channels, features).astype(x.dtype)
+    return _join_taps(total.swapaxes(1, 2), channels).astype(x.dtype)
 
 
 _cpu_conv.defvjp(
@@ -135,11 +141,24 @@ def _blocks(x: Array) -> Array:
     return x.reshape(batch, height // 2, width // 2, 4 * channels)
 
 
+def _patches(x: Array) -> Array:
+    """The 4x4 pixels under each weight, as `_split_taps` orders them: ``[B, 2h, 2w, C]`` to ``[B, h, w, 16C]``."""
+    blocks = _blocks(x)
+    rows, columns = blocks.shape[1] - 1, blocks.shape[2] - 1
+    return jnp.concatenate([blocks[:, i : i + rows, j : j + columns] for i in (0, 1) for j in (0, 1)], axis=-1)
+
+
 def _split_taps(w: Array) -> Array:
     """The weights ``[4, 4, C, F]`` of `conv_stride2` as those of a 2x2 convolution of `_blocks`."""
     channels, features = w.shape[2:]
     w = w.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
     return w.reshape(2, 2, 4 * channels, features)
+
+
+def _join_taps(taps: Array, channels: int) -> Array:
+    """`_split_taps` undone, from any shape of the same order: ``[4, 4, C, F]``."""
+    taps = taps.reshape(2, 2, 2, 2, channels, -1)
+    return taps.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, channels, -1)
 
 
 def _chunks(batch: int, row_bytes: int) -> int:
