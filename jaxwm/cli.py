@@ -370,8 +370,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, typer.Abort):
             return _say("interrupted", 130)
         except SystemExit as stop:
-            # A number says nothing to a person: the parser ends so when the reader of its help has gone.
-            return stop.code if isinstance(stop.code, int) else _say(str(stop), 1)
+            code = stop.code if isinstance(stop.code, int) else 1
+            # A bare number says nothing to a person: the parser ends so when the reader of its help has gone.
+            return code if str(stop) == str(code) else _say(str(stop), code)
         except Exception as error:
             if debug:
                 raise
