@@ -21,7 +21,7 @@ Norm = Literal["rms", "none"]
 Activation = Literal["silu", "relu"]
 
 # The gradients of SiLU and of the norm compute their intermediates anew: on a CPU that is faster than fetching copies
-# from memory (a training step of the simple world model takes a fifth less).
+# from memory.
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": jax.checkpoint(jax.nn.silu), "relu": jax.nn.relu}
 
 
