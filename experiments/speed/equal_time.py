@@ -13,13 +13,13 @@ import functools
 import json
 import os
 import pathlib
-import re
 import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
 import torch
+from listings import read_listings
 
 import jaxwm
 from jaxwm.training import init_state, make_optimizer, make_update
@@ -83,14 +83,9 @@ class Listing:
     """The listing and its trainer, read out of the document."""
 
     def __init__(self, document: str, action_dim: int):
-        torch.set_num_threads(2)
-        torch.manual_seed(0)
-        scope: dict = {"__name__": "listings"}
-        text = pathlib.Path(document).read_text()
-        for listing in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[:2]:
-            exec(listing, scope)
-        self.model = scope["SimpleWorldModel"](action_dim=action_dim)
-        self.trainer = scope["WorldModelTrainer"](self.model)
+        listings = read_listings(document)
+        self.model = listings["SimpleWorldModel"](action_dim=action_dim)
+        self.trainer = listings["WorldModelTrainer"](self.model)
 
     @staticmethod
     def _frames(images: np.ndarray) -> torch.Tensor:

@@ -6,8 +6,6 @@ Prints one JSON object a line: first ``{"ready": ...}``, then ``{"seconds": ...}
 
 import argparse
 import json
-import pathlib
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -18,20 +16,17 @@ SEED_DOCUMENT = "../shared/seed"
 
 
 def torch_case(case: str, batch: int, document: str) -> Callable[[], None]:
-    """The seed's listings, read out of ``document``, unmodified."""
+    """The seed's listings, read out of ``document``."""
     import torch
+    from listings import read_listings
 
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
+    listings = read_listings(document)
     if case == "matmul":
         matrix = torch.randn(2048, 2048)
         return lambda: matrix @ matrix
-    scope: dict = {"__name__": "listings"}
-    for listing in re.findall(r"```python\n(.*?)```", pathlib.Path(document).read_text(), flags=re.DOTALL)[:2]:
-        exec(listing, scope)
     actions = torch.randn(batch, HORIZON, 4)
     if case == "rssm_imagine":
-        rssm = scope["RSSM"]()
+        rssm = listings["RSSM"]()
         state = rssm.initial_state(batch, "cpu")
 
         def imagine() -> None:
@@ -39,7 +34,7 @@ def torch_case(case: str, batch: int, document: str) -> Callable[[], None]:
                 rssm.imagine_trajectory(state, actions, HORIZON)
 
         return imagine
-    model = scope["SimpleWorldModel"]()
+    model = listings["SimpleWorldModel"]()
     frames = torch.rand(batch, 3, IMAGE, IMAGE)
     if case == "simple_imagine":
 
@@ -48,7 +43,7 @@ def torch_case(case: str, batch: int, document: str) -> Callable[[], None]:
                 model.imagine(frames, actions)
 
         return dream
-    trainer = scope["WorldModelTrainer"](model)
+    trainer = listings["WorldModelTrainer"](model)
     return lambda: trainer.train_step(frames, actions[:, 0], frames, torch.zeros(batch))
 
 

@@ -1,4 +1,4 @@
-"""Frames a second of the JAX worlds, simulated and rendered, vmapped and jitted; writes nothing.
+"""Frames a second of the JAX worlds, simulated and rendered, vmapped and jitted; writes `worlds.json`.
 
     python experiments/speed/worlds.py [--rows 1024] [--repeats 15]
 
@@ -8,6 +8,7 @@ already there; ``episodes`` is what a data set costs: reset, policy, steps and p
 
 import argparse
 import functools
+import json
 import os
 import pathlib
 import platform
@@ -67,6 +68,10 @@ def main(rows: int = 1024, repeats: int = 15) -> dict[str, dict[str, float]]:
     for name, world in worlds.items():
         results[name] = measure(world, rows, repeats)
         print(f"{name:24}" + "".join(f"{what} {value:>10,.0f} frames/s   " for what, value in results[name].items()))
+    machine = {"device": device.device_kind, "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
+    record = {"command": f"python experiments/speed/worlds.py --rows {rows} --repeats {repeats}", "machine": machine}
+    path = pathlib.Path(__file__).parent / "worlds.json"
+    path.write_text(json.dumps({**record, "frames_per_second": results}, indent=1) + "\n")
     return results
 
 

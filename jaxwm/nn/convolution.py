@@ -114,8 +114,9 @@ def _weight_gradient(x: Array, y: Array) -> Array:
         blocks, y = chunk
         # The barrier keeps the transposition out of the product, whose packing of a transposed matrix is slow.
         y = jax.lax.optimization_barrier(y.T)
-        shifts = [blocks[:, i : i + rows - 1, j : j + columns - 1] for i in (0, 1) for j in (0, 1)]
-        product = [jnp.dot(y, s.reshape(-1, depth), preferred_element_type=jnp.float32) for s in shifts]
+        product = [
+            jnp.dot(y, shifted.reshape(-1, depth), preferred_element_type=jnp.float32) for shifted in _shifts(blocks)
+        ]
         return total + jnp.stack(product), None
 
     total = jnp.zeros((4, features, depth), jnp.float32)
@@ -143,9 +144,13 @@ def _blocks(x: Array) -> Array:
 
 def _patches(x: Array) -> Array:
     """The 4x4 pixels under each weight, as `_split_taps` orders them: ``[B, 2h, 2w, C]`` to ``[B, h, w, 16C]``."""
-    blocks = _blocks(x)
+    return jnp.concatenate(_shifts(_blocks(x)), axis=-1)
+
+
+def _shifts(blocks: Array) -> list[Array]:
+    """The blocks ``[B, h + 1, w + 1, D]`` under each quarter of the weights: four ``[B, h, w, D]``."""
     rows, columns = blocks.shape[1] - 1, blocks.shape[2] - 1
-    return jnp.concatenate([blocks[:, i : i + rows, j : j + columns] for i in (0, 1) for j in (0, 1)], axis=-1)
+    return [blocks[:, i : i + rows, j : j + columns] for i in (0, 1) for j in (0, 1)]
 
 
 def _split_taps(w: Array) -> Array:

@@ -14,5 +14,5 @@ TINY = {
     "simple": models.FAMILIES["simple"](PICTURES, latent=16, hidden=32, depth=4),
     "simple-vectors": models.FAMILIES["simple"](VECTORS, latent=16, hidden=32),
     "rssm": models.FAMILIES["rssm"](PICTURES, **_RSSM),
-    "rssm-gaussian": models.FAMILIES["rssm"](VECTORS, recurrent="gru", latent="gaussian", **_RSSM),
+    "rssm-gaussian": models.FAMILIES["rssm"](VECTORS, recurrent="gru", latent="gaussian", kl_warmup=3, **_RSSM),
 }

@@ -1,0 +1,58 @@
+"""What every environment says at one time, whatever runs it: a simulator in JAX, Gymnasium, or a learned model.
+
+Environments come N at a time and in step. One whose last `Step` ended an episode begins a new one in place of the next
+step, whatever the action is: so every frame is seen once, the last one too, and no step leads across two episodes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from flax import struct
+
+from jaxwm.types import Array, Arrays, Spec
+
+
+class Step(struct.PyTreeNode):
+    """What N environments show now.
+
+    Attributes:
+      observation: images ``[N, H, W, C]`` uint8 and vectors ``[N, D]`` float32, by name.
+      reward: ``[N]`` float32; followed the action that led here, 0 where ``is_first``.
+      is_first: ``[N]`` bool; an episode begins here.
+      is_last: ``[N]`` bool; it ends here, so that the next action is void.
+      is_terminal: ``[N]`` bool; it ended by the rules of the environment, not by a time limit.
+    """
+
+    observation: Arrays
+    reward: Array
+    is_first: Array
+    is_last: Array
+    is_terminal: Array
+
+
+@runtime_checkable
+class Environments(Protocol):
+    """N environments that this process steps from Python; arrays are numpy's."""
+
+    @property
+    def spec(self) -> Spec:
+        """What they show and take."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """N."""
+        ...
+
+    def reset(self, seed: int) -> Step:
+        """Begins an episode in each; the same seed gives the same episodes."""
+        ...
+
+    def step(self, action: Any) -> Step:
+        """One frame on with ``action`` ``[N, A]`` float32 in raw units; ended ones begin anew and ignore theirs."""
+        ...
+
+    def close(self) -> None:
+        """Frees what they hold."""
+        ...
