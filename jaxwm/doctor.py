@@ -32,7 +32,10 @@ class Extra:
 
 
 EXTRAS = {
-    "envs": Extra("record Gymnasium, Box2D and Atari environments", ("gymnasium", "Box2D", "ale_py")),
+    "envs": Extra(
+        "Gymnasium, Box2D, Atari and dm_control environments",
+        ("gymnasium", "Box2D", "ale_py", *(("shimmy", "dm_control") if sys.version_info < (3, 13) else ())),
+    ),
     "hdf5": Extra("import HDF5 files", ("h5py",)),
     "rlds": Extra("read public TFDS/RLDS sets that are TFRecords", ("tensorflow",)),
     "logging": Extra("TensorBoard and Weights & Biases", ("tensorboardX", "wandb")),

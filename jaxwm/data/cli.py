@@ -69,9 +69,10 @@ def generate(
     "jaxwm data record LunarLander-v3 --out data/lander --observe both --max-length 300",
     "jaxwm data record CartPole-v1 --out data/cartpole --policy my_policies:balance",
     "jaxwm data record ALE/Pong-v5 --out data/pong env.frameskip=2",
+    "jaxwm data record dm_control/walker-walk-v0 --out data/walker --observe vectors --repeat 2",
 )
 def record(
-    environment: Annotated[str, typer.Argument(help="A Gymnasium id, for example ALE/Pong-v5 or CartPole-v1.")],
+    environment: Annotated[str, typer.Argument(help="A Gymnasium id, such as CartPole-v1 or ALE/Pong-v5.")],
     out: Out,
     parameters: Annotated[
         list[str] | None, typer.Argument(metavar="[env.NAME=VALUE]...", help="Arguments for gymnasium.make.")
@@ -81,6 +82,7 @@ def record(
     size: Annotated[int, typer.Option(min=1, help="Pictures are brought to this size.")] = 64,
     policy: Annotated[str, typer.Option(help="random, or module:function; see jaxwm.envs.Policy.")] = "random",
     observe: Annotated[Literal["pixels", "vectors", "both"], typer.Option(help="What to keep.")] = "pixels",
+    repeat: Annotated[int, typer.Option(min=1, help="How often each action is done.")] = 1,
     max_length: Annotated[int | None, typer.Option(min=2, help="Steps after which an episode is cut.")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Copies of the environment.")] = 4,
     seed: Seed = 0,
@@ -94,6 +96,7 @@ def record(
         size=size,
         observe=observe,
         policy=policy,
+        repeat=repeat,
         max_length=max_length,
         parallel=parallel,
         options=_assignments(parameters, "env"),

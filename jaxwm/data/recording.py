@@ -25,7 +25,7 @@ def record_dataset(
 
     Raises:
       DataError: the path is taken, or an episode holds numbers that are not finite.
-      EnvError: the policy returned something that is not an action.
+      EnvError: an environment failed, or the policy returned something that is not an action.
     """
     log = log or (lambda line: None)
     counts = {"train": train, "test": test}
@@ -42,6 +42,7 @@ def record_dataset(
             "policy": policy,
             "size": recorder.size,
             "observe": recorder.observe,
+            "repeat": recorder.repeat,
             "max_length": recorder.max_length,
             "parallel": recorder.parallel,
             "seed": seed,

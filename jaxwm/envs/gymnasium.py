@@ -1,220 +1,287 @@
-"""Episodes from any Gymnasium environment, recorded through several copies of it at once.
+"""Gymnasium's environments, N copies of one in step: classic control, Box2D, MuJoCo, Atari and dm_control.
 
-    >>> recorder = Recorder("ALE/Breakout-v5", size=64)
-    >>> recorder.spec.action
-    ActionSpec(dim=4, discrete=True, low=None, high=None)
-    >>> episodes = list(recorder.episodes(2, seed=0))
+    >>> environments = GymnasiumEnvironments("dm_control/cartpole-balance-v0", 4, observe="vectors", repeat=2)
+    >>> environments.spec.vectors
+    (Field(name='position', shape=(3,), dtype='float32'), Field(name='velocity', shape=(2,), dtype='float32'))
+    >>> step = environments.reset(seed=0)
+    >>> step = environments.step(np.zeros((4, 1), np.float32))
 
-The copies do not reset themselves: an ended one is reset by name, so no step across two episodes is ever seen. Each
-copy records the same number of episodes; taking those that end first would favour the short ones.
+What an environment does wrong stops everything: an exception in it, a number that is not finite, a shape or dtype
+that its space does not announce. To go on with a made-up transition would teach a model something that never happened.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import dataclasses
-import functools
-from collections.abc import Iterator, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from jaxwm.envs.base import Step
 from jaxwm.envs.images import resize
-from jaxwm.envs.policies import EnvError, Policy, check_action, load_policy
-from jaxwm.types import ActionSpec, Field, Spec, Trajectory
+from jaxwm.envs.policies import EnvError, check_action
+from jaxwm.types import ActionSpec, Field, Spec
 
 Observe = Literal["pixels", "vectors", "both"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Recorder:
-    """Records episodes of one environment.
+class GymnasiumEnvironments:
+    """N copies of a registered environment, as `jaxwm.envs.Environments`; they are made by the first `reset`.
 
     Pixels are the pictures among the environment's observations, or where it has none what it renders (as
     ``image``). An observation that is not a dict is called ``image`` or ``vector``, nested ones ``outer.inner``. Atari
-    is recorded as its id says: ``ALE/Pong-v5`` repeats an action for 4 frames and the one before it with
-    probability 0.25, without pooling frames.
+    runs as its id says: ``ALE/Pong-v5`` repeats an action for 4 frames and the one before it with probability 0.25,
+    without pooling frames. dm_control's tasks have ids like ``dm_control/cartpole-balance-v0``; a reward of up to 1
+    comes for each frame, and 1,000 frames end an episode that never is terminal.
 
     Args:
       env_id: a registered id, or ``module:id`` where importing the module registers it.
-      size: pictures are brought to ``[size, size]``; area means where they shrink, else bilinear.
+      count: N, the copies.
       observe: which observations to keep.
-      policy: ``random``, an import path ``module:function``, or a `jaxwm.envs.Policy`.
-      max_length: frames after which an episode is cut (``is_last`` without ``is_terminal``).
-      parallel: copies of the environment.
+      size: pictures are brought to ``[size, size]``; area means where they shrink, else bilinear.
+      repeat: how often the environment is given each action; rewards are summed, the end of an episode ends it.
+      max_length: observations after which an episode is cut (``is_last`` without ``is_terminal``).
       options: arguments for ``gymnasium.make``.
+
+    Attributes:
+      frames_per_decision: frames of the environment that an action takes: ``repeat``, times Atari's own ``frameskip``
+        (its mean, where it is drawn).
 
     Raises:
       EnvError: gymnasium is missing, there is no such environment, or it shows or takes what no `Spec` describes.
     """
 
-    env_id: str
-    size: int = 64
-    observe: Observe = "pixels"
-    policy: str | Policy = "random"
-    max_length: int | None = None
-    parallel: int = 4
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    spec: Spec = dataclasses.field(init=False)
-    _sources: dict[str, str | None] = dataclasses.field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.observe not in ("pixels", "vectors", "both"):
-            raise EnvError(f"observe is {self.observe!r}, expected 'pixels', 'vectors' or 'both'")
-        for name, least in (("size", 1), ("parallel", 1), ("max_length", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
+    def __init__(
+        self,
+        env_id: str,
+        count: int,
+        *,
+        observe: Observe = "pixels",
+        size: int = 64,
+        repeat: int = 1,
+        max_length: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if observe not in ("pixels", "vectors", "both"):
+            raise EnvError(f"observe is {observe!r}, expected 'pixels', 'vectors' or 'both'")
+        for name, value, least in (("count", count, 1), ("size", size, 1), ("repeat", repeat, 1)):
+            if value < least:
                 raise EnvError(f"{name} is {value}, expected at least {least}")
-        with contextlib.closing(self._make(renders=False)) as env:
-            kept = list(self._kept(_leaves(env.observation_space)))
-            spec = Spec(tuple(field for field, _ in kept), _action_spec(self.env_id, env.action_space))
-        object.__setattr__(self, "spec", spec)
-        object.__setattr__(self, "_sources", {field.name: path for field, path in kept})
-        load_policy(self.policy, spec.action)
+        if max_length is not None and max_length < 2:
+            raise EnvError(f"max_length is {max_length}, expected at least 2")
+        self._id, self._count, self._repeat, self._max_length = env_id, count, repeat, max_length
+        self._options = dict(options or {})
+        with contextlib.closing(_make(env_id, size, self._options, renders=False)) as env:
+            kept = list(_kept(env_id, env.observation_space, observe, size))
+            self._view = _View(dict(kept), _leaves(env.observation_space), size)
+            self._spec = Spec(tuple(field for field, _ in kept), _action_spec(env_id, env.action_space))
+            self._action_space = env.action_space
+            self.frames_per_decision = repeat * _frameskip(env)
+        self._copies: list[_Copy] = []
+        self._ended = np.zeros(count, bool)
 
-    def episodes(self, count: int, seed: int = 0, stream: int = 0) -> Iterator[Trajectory]:
-        """Records ``count`` episodes, in the order in which they end; the same seeds give the same episodes.
+    @property
+    def spec(self) -> Spec:
+        """What they show and take."""
+        return self._spec
 
-        Args:
-          count: how many.
-          seed: of the environments and the random policy.
-          stream: different streams of one seed never share a generator; one for each split.
+    @property
+    def count(self) -> int:
+        """N."""
+        return self._count
 
-        Yields:
-          Unbatched trajectories of numpy arrays ``[T, ...]``, T frames with T - 1 actions (the last is void).
+    def reset(self, seed: int | Sequence[int]) -> Step:
+        """Begins an episode in each; the same seed (a number, or several) gives the same episodes.
 
         Raises:
-          EnvError: the policy returned something that is not an action.
+          EnvError: an environment failed; the line names it, the copy, the episode and the step.
         """
-        if count < 1:
-            return
-        copies = min(self.parallel, count)
-        env_seeds, policy_seed = np.random.SeedSequence([seed, stream]).spawn(2)
-        seeds = [int(s) & 0x7FFFFFFF for s in env_seeds.generate_state(copies)]
-        quota = [count // copies + (k < count % copies) for k in range(copies)]
-        with contextlib.closing(self._make_vector(copies)) as vector:
-            yield from self._record(vector, quota, seeds, np.random.default_rng(policy_seed))
+        if not self._copies:
+            renders = self._view.renders
+            envs = [_make(self._id, self._view.size, self._options, renders) for _ in range(self._count)]
+            self._copies = [
+                _Copy(env, self._view, f"{self._id}: copy {number}", self._repeat, self._max_length)
+                for number, env in enumerate(envs)
+            ]
+        seeds = np.random.SeedSequence(seed).generate_state(self._count) & 0x7FFFFFFF
+        return self._together([copy.reset(int(s)) for copy, s in zip(self._copies, seeds, strict=True)])
 
-    def _record(
-        self, vector: Any, quota: list[int], seeds: list[int], rng: np.random.Generator
-    ) -> Iterator[Trajectory]:
-        policy = load_policy(self.policy, self.spec.action)
-        copies = len(quota)
-        raw, _ = vector.reset(seed=seeds)
-        seen = [self._look(vector, raw, k) for k in range(copies)]
-        tapes = [_Tape() for _ in quota]
-        while any(quota):
-            together = {f.name: np.stack([s[f.name] for s in seen]) for f in self.spec.observation}
-            is_first = np.array([not tape.observations for tape in tapes])
-            action = check_action(self.spec.action, policy(together, is_first, rng), copies)
-            raw, reward, terminated, truncated, _ = vector.step(_to_env(vector.single_action_space, action))
-            ended = terminated | truncated
-            for k, tape in enumerate(tapes):
-                tape.add(seen[k], action[k], reward[k])
-                seen[k] = self._look(vector, raw, k)
-                ended[k] |= self.max_length is not None and len(tape.observations) + 1 >= self.max_length
-                if ended[k] and quota[k]:
-                    yield tape.trajectory(seen[k], bool(terminated[k]))
-                    quota[k] -= 1
-                if ended[k]:
-                    tapes[k] = _Tape()
-            if ended.any() and any(quota):
-                raw, _ = vector.reset(options={"reset_mask": ended})
-                for k in np.flatnonzero(ended).tolist():
-                    seen[k] = self._look(vector, raw, k)
+    def step(self, action: Any) -> Step:
+        """One decision on with ``action`` ``[N, A]`` in raw units; ended ones begin anew and ignore theirs.
 
-    def _make(self, renders: bool) -> Any:
-        gym = _import_gymnasium()
-        if self.env_id.startswith("ALE/"):
-            _register_atari(gym)
-        # The checker looks for mistakes of whoever writes an environment, at the cost of warnings while recording.
-        options = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if renders else {}), **self.options}
-        try:
-            return gym.make(self.env_id, **options)
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise EnvError(f"environment {self.env_id!r} cannot be made: {reason}") from None
+        Raises:
+          EnvError: what is not an action, or an environment failed, as in `reset`.
+        """
+        if not self._copies:
+            raise EnvError(f"{self._id}: reset comes before the first step")
+        action = np.array(action)
+        if action.shape == (self._count, self._spec.action.dim):
+            action[self._ended] = np.eye(self._spec.action.dim)[0]  # valid, whatever came
+        elif action.shape == (self._count,):
+            action[self._ended] = 0
+        chosen = _to_env(self._action_space, check_action(self._spec.action, action, self._count))
+        return self._together(
+            [
+                copy.reset() if ended else copy.step(a)
+                for copy, ended, a in zip(self._copies, self._ended, chosen, strict=True)
+            ]
+        )
 
-    def _make_vector(self, copies: int) -> Any:
-        gym = _import_gymnasium()
-        make = functools.partial(self._make, renders=None in self._sources.values())
-        return gym.vector.SyncVectorEnv([make] * copies, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+    def close(self) -> None:
+        """Closes the copies; another `reset` makes new ones."""
+        copies, self._copies = self._copies, []
+        for copy in copies:
+            copy.env.close()
 
-    def _kept(self, leaves: Mapping[str, Any]) -> Iterator[tuple[Field, str | None]]:
-        """The fields to keep, each with the leaf that it comes from; None for what is rendered."""
-        import gymnasium as gym
+    def _together(self, rows: Sequence[_Row]) -> Step:
+        column = lambda name: np.array([getattr(row, name) for row in rows])  # noqa: E731
+        self._ended = column("is_last")
+        arrays: dict[str, Any] = {
+            "observation": {f.name: np.stack([r.observation[f.name] for r in rows]) for f in self._spec.observation},
+            "reward": column("reward").astype(np.float32),
+            **{name: column(name) for name in ("is_first", "is_last", "is_terminal")},
+        }
+        return Step(**arrays)
 
-        images = {path: leaf for path, leaf in leaves.items() if _is_image(leaf)}
-        vectors = {path: leaf for path, leaf in leaves.items() if path not in images}
-        if self.observe == "vectors" and not vectors:
-            raise EnvError(f"{self.env_id}: it shows pictures alone, so observe='vectors' leaves nothing")
-        if self.observe != "vectors":
-            if not images:
-                yield Field("rendered" if "image" in leaves else "image", (self.size, self.size, 3), "uint8"), None
-            for path, leaf in images.items():
-                if len(leaf.shape) == 3 and leaf.shape[2] not in (1, 3, 4):
-                    raise EnvError(
-                        f"{self.env_id}: observation {path!r} is uint8{list(leaf.shape)}, expected [H, W, 1 or 3]"
-                    )
-                channels = 1 if len(leaf.shape) == 2 else min(leaf.shape[2], 3)
-                yield Field(path or "image", (self.size, self.size, channels), "uint8"), path
-        if self.observe != "pixels":
-            numbers = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiBinary, gym.spaces.MultiDiscrete)
-            for path, leaf in vectors.items():
-                if not isinstance(leaf, numbers):
-                    raise EnvError(f"{self.env_id}: observation {path!r} is a {type(leaf).__name__}, expected numbers")
-                yield Field(path or "vector", (gym.spaces.flatdim(leaf),), "float32"), path
 
-    def _look(self, vector: Any, raw: Any, k: int) -> dict[str, np.ndarray]:
-        """What copy ``k`` shows now, by the names of the spec."""
-        import gymnasium as gym
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """What one copy shows now: a `Step` without N."""
 
-        spaces, values = _leaves(vector.single_observation_space), _leaves(raw)
-        seen: dict[str, np.ndarray] = {}
-        for field in self.spec.observation:
-            path = self._sources[field.name]
-            if path is None:
-                frame = vector.envs[k].render()
-                if not isinstance(frame, np.ndarray):
-                    raise EnvError(f"{self.env_id}: it renders a {type(frame).__name__}, expected an array of pixels")
-                seen[field.name] = resize(frame, self.size)
-            elif field.is_image:
-                seen[field.name] = resize(values[path][k], self.size)
-            else:
-                seen[field.name] = np.asarray(gym.spaces.flatten(spaces[path], values[path][k]), np.float32)
-        return seen
+    observation: dict[str, np.ndarray]
+    reward: float = 0.0
+    is_first: bool = False
+    is_last: bool = False
+    is_terminal: bool = False
+
+
+class _FaultError(Exception):
+    """What is wrong with something that an environment returned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """How observations become the fields of the spec.
+
+    Attributes:
+      sources: the leaf of the observation that each field comes from; None for what is rendered.
+      spaces: the space of each leaf.
+      size: of pictures.
+    """
+
+    sources: Mapping[Field, str | None]
+    spaces: Mapping[str, Any]
+    size: int
+
+    @property
+    def renders(self) -> bool:
+        """Whether a field is rendered."""
+        return None in self.sources.values()
+
+    def look(self, env: Any, raw: Any) -> dict[str, np.ndarray]:
+        """What ``env`` shows, by the names of the spec."""
+        values = _leaves(raw)
+        return {field.name: self._read(field, path, env, values) for field, path in self.sources.items()}
+
+    def _read(self, field: Field, path: str | None, env: Any, values: Mapping[str, Any]) -> np.ndarray:
+        if path is None:
+            frame = env.render()
+            if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
+                raise _FaultError(f"it renders {_describe(frame)}, expected uint8[H, W, 3]")
+            return resize(frame, self.size)
+        if path not in values:
+            raise _FaultError(f"observation {path!r} is missing")
+        space, value = self.spaces[path], values[path]
+        if field.is_image:
+            if not isinstance(value, np.ndarray) or (value.dtype, value.shape) != (space.dtype, space.shape):
+                raise _FaultError(
+                    f"observation {field.name!r} is {_describe(value)}, expected uint8{list(space.shape)}"
+                )
+            return resize(value, self.size)
+        return _vector(field.name, space, value)
+
+
+def _vector(name: str, space: Any, value: Any) -> np.ndarray:
+    """``[D]`` float32: a ``value`` of ``space``, flat; choices one-hot."""
+    import gymnasium as gym
+
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or array.shape != space.shape:
+        raise _FaultError(f"observation {name!r} is {_describe(value)}, expected {space.dtype}{list(space.shape)}")
+    if isinstance(space, gym.spaces.Box):
+        flat = array.astype(np.float32).ravel()
+        if not np.isfinite(flat).all():
+            raise _FaultError(f"observation {name!r} is not finite: {np.array2string(flat, threshold=8)}")
+        return flat
+    if not space.contains(array.astype(space.dtype)):
+        raise _FaultError(f"observation {name!r} is {array.tolist()}, which is not in {space}")
+    return np.asarray(gym.spaces.flatten(space, value), np.float32)
 
 
 @dataclasses.dataclass
-class _Tape:
-    """An episode that is being recorded."""
+class _Copy:
+    """One environment and where it stands."""
 
-    observations: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
-    actions: list[np.ndarray] = dataclasses.field(default_factory=list)
-    rewards: list[float] = dataclasses.field(default_factory=list)
+    env: Any
+    view: _View
+    name: str
+    repeat: int
+    max_length: int | None
+    episode: int = -1
+    time: int = 0
 
-    def add(self, observation: dict[str, np.ndarray], action: np.ndarray, reward: float) -> None:
-        self.observations.append(observation)
-        self.actions.append(action)
-        self.rewards.append(float(reward))
+    def reset(self, seed: int | None = None) -> _Row:
+        """Begins an episode; the first one after a seed is episode 0."""
+        self.episode, self.time = 0 if seed is not None else self.episode + 1, 0
+        return self._blamed(lambda: _Row(self.view.look(self.env, self.env.reset(seed=seed)[0]), is_first=True))
 
-    def trajectory(self, last: dict[str, np.ndarray], terminal: bool) -> Trajectory:
-        """The episode that ends with the observation ``last``."""
-        observations = [*self.observations, last]
-        length = len(observations)
-        steps = np.arange(length)
-        arrays: dict[str, Any] = {
-            "observation": {name: np.stack([o[name] for o in observations]) for name in last},
-            "action": np.stack([*self.actions, np.zeros_like(self.actions[0])]),
-            "previous_action": np.zeros_like(self.actions[0]),
-            "reward": np.asarray([*self.rewards, 0.0], np.float32),
-            "is_first": steps == 0,
-            "is_last": steps == length - 1,
-            "is_terminal": (steps == length - 1) & terminal,
-            "valid": np.ones(length, bool),
-            "action_valid": np.ones(length, bool),
-        }
-        return Trajectory(**arrays)
+    def step(self, action: Any) -> _Row:
+        """One decision on."""
+        self.time += 1
+        return self._blamed(lambda: self._step(action))
+
+    def _step(self, action: Any) -> _Row:
+        total = 0.0
+        for _ in range(self.repeat):
+            raw, reward, terminated, truncated, _ = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        if not np.isfinite(total):
+            raise _FaultError(f"its reward is {total}")
+        is_cut = self.max_length is not None and self.time + 1 >= self.max_length
+        is_last = bool(terminated or truncated or is_cut)
+        return _Row(self.view.look(self.env, raw), total, is_last=is_last, is_terminal=bool(terminated))
+
+    def _blamed(self, act: Callable[[], _Row]) -> _Row:
+        """Does ``act``; whatever goes wrong in it is an EnvError that says where."""
+        try:
+            return act()
+        except Exception as error:
+            reason = str(error) if isinstance(error, _FaultError) else f"it failed: {type(error).__name__}: {error}"
+            line = f"{self.name}, episode {self.episode}, step {self.time}: {' '.join(reason.split())}"
+            raise EnvError(line) from error
+
+
+def _make(env_id: str, size: int, options: Mapping[str, Any], renders: bool) -> Any:
+    gym = _import_gymnasium()
+    # The checker looks for mistakes of whoever writes an environment, at the cost of warnings while recording.
+    settings: dict[str, Any] = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if renders else {})}
+    if env_id.startswith("ALE/"):
+        _register_atari(gym)
+    elif env_id.startswith("dm_control/"):
+        _register_dm_control(gym)
+        settings["render_kwargs"] = {"height": size, "width": size, "camera_id": 0}
+    try:
+        return gym.make(env_id, **{**settings, **options})
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise EnvError(f"environment {env_id!r} cannot be made: {reason}") from None
 
 
 def _import_gymnasium() -> Any:
@@ -234,6 +301,49 @@ def _register_atari(gym: Any) -> None:
     gym.register_envs(ale_py)
 
 
+def _register_dm_control(gym: Any) -> None:
+    # dm_control chooses how to draw when it is imported, and without a screen it would still try a window first.
+    if sys.platform == "linux" and not {"DISPLAY", "MUJOCO_GL"} & set(os.environ):
+        backend = next((name for name in ("EGL", "OSMesa") if ctypes.util.find_library(name)), None)
+        if backend is not None:
+            os.environ["MUJOCO_GL"] = backend.lower()
+    try:
+        import shimmy
+    except ImportError:
+        raise EnvError("shimmy is not installed; pip install 'jaxwm[envs]'") from None
+    gym.register_envs(shimmy)
+
+
+def _frameskip(env: Any) -> int:
+    skip = env.spec.kwargs.get("frameskip", 1) if env.spec is not None else 1
+    return skip if isinstance(skip, int) else round((skip[0] + skip[1] - 1) / 2)
+
+
+def _kept(env_id: str, space: Any, observe: Observe, size: int) -> Iterator[tuple[Field, str | None]]:
+    """The fields to keep, each with the leaf that it comes from; None for what is rendered."""
+    import gymnasium as gym
+
+    leaves = _leaves(space)
+    images = {path: leaf for path, leaf in leaves.items() if _is_image(leaf)}
+    vectors = {path: leaf for path, leaf in leaves.items() if path not in images}
+    if observe == "vectors" and not vectors:
+        raise EnvError(f"{env_id}: it shows pictures alone, so observe='vectors' leaves nothing")
+    if observe != "vectors":
+        if not images:
+            yield Field("rendered" if "image" in leaves else "image", (size, size, 3), "uint8"), None
+        for path, leaf in images.items():
+            if len(leaf.shape) == 3 and leaf.shape[2] not in (1, 3, 4):
+                raise EnvError(f"{env_id}: observation {path!r} is uint8{list(leaf.shape)}, expected [H, W, 1 or 3]")
+            channels = 1 if len(leaf.shape) == 2 else min(leaf.shape[2], 3)
+            yield Field(path or "image", (size, size, channels), "uint8"), path
+    if observe != "pixels":
+        numbers = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiBinary, gym.spaces.MultiDiscrete)
+        for path, leaf in vectors.items():
+            if not isinstance(leaf, numbers):
+                raise EnvError(f"{env_id}: observation {path!r} is a {type(leaf).__name__}, expected numbers")
+            yield Field(path or "vector", (gym.spaces.flatdim(leaf),), "float32"), path
+
+
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:
     """The leaves of a space or of a value of it, by path: ``outer.inner``; a leaf alone has the path ""."""
     members = getattr(value, "spaces", value)
@@ -251,6 +361,10 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 def _is_image(space: Any) -> bool:
     return getattr(space, "dtype", None) == np.uint8 and len(space.shape or ()) in (2, 3)
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
 def _action_spec(env_id: str, space: Any) -> ActionSpec:

@@ -1,253 +1,142 @@
-"""Recording: every transition as it happened, none across two episodes."""
+"""Gymnasium's environments in step: what follows what, repeated actions, and faults that stop everything."""
 
-import gymnasium as gym
-import jax
+import counting  # noqa: F401  # registers what is stepped
 import numpy as np
 import pytest
 
-from jaxwm.envs import EnvError, Recorder, random_policy
-from jaxwm.types import ActionSpec, Field
+from jaxwm.envs import EnvError, Environments, GymnasiumEnvironments
+from jaxwm.types import ActionSpec
 
 
-class Counting(gym.Env):
-    """Shows (episode of this copy, step, last action, its own seed); lasts 3, 4, 5, 3 ... steps; rewards the step."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
-    action_space = gym.spaces.Box(-2.0, 3.0, (1,), np.float32)
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
-
-    def __init__(self, render_mode=None, limited=False):
-        self.render_mode = render_mode
-        self.limited = limited
-        self.episode = -1
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        if seed is not None:
-            self.seed = seed
-        self.episode, self.count, self.last = self.episode + 1, 0, 0.0
-        return self.look(), {}
-
-    def look(self):
-        return np.array([self.episode, self.count, self.last, self.seed])
-
-    def step(self, action):
-        self.count, self.last = self.count + 1, float(action[0])
-        ended = self.count == 3 + self.episode % 3
-        return self.look(), float(self.count), ended and not self.limited, ended and self.limited, {}
-
-    def render(self):
-        picture = np.zeros((6, 6, 3), np.uint8)
-        picture[...] = 10 * self.count + self.episode
-        return picture
+def make(name="Counting", count=2, **settings):
+    return GymnasiumEnvironments(f"Jaxwm{name}-v0", count, **{"observe": "vectors", **settings})
 
 
-class Everything(Counting):
-    """A dict of what there is, with choices that begin at 2."""
-
-    action_space = gym.spaces.Discrete(3, start=2)
-    observation_space = gym.spaces.Dict(
-        camera=gym.spaces.Box(0, 255, (8, 4, 3), np.uint8),
-        depth=gym.spaces.Box(0, 255, (4, 4), np.uint8),
-        body=gym.spaces.Dict(angle=gym.spaces.Box(-1, 1, (2, 2), np.float64), room=gym.spaces.Discrete(3)),
-        pair=gym.spaces.Tuple([gym.spaces.MultiBinary(2), gym.spaces.MultiDiscrete([2, 3])]),
-    )
-
-    def look(self):
-        return {
-            "camera": np.full((8, 4, 3), self.count, np.uint8),
-            "depth": np.full((4, 4), self.count + 100, np.uint8),
-            "body": {"angle": np.full((2, 2), self.last), "room": self.count % 3},
-            "pair": (np.array([0, 1], np.int8), np.array([1, 2])),
-        }
-
-    def step(self, action):
-        assert action in (2, 3, 4)
-        return super().step([action])
+def walk(environments, steps, action=1.5):
+    yield environments.reset(seed=3)
+    for _ in range(steps):
+        yield environments.step(np.full((environments.count, 1), action, np.float32))
 
 
-class Unfit(Counting):
-    """Takes, and shows, what no spec describes."""
-
-    action_space = gym.spaces.MultiDiscrete([2, 2])
-    observation_space = gym.spaces.Dict(stack=gym.spaces.Box(0, 255, (5, 8, 8), np.uint8), text=gym.spaces.Text(4))
-
-
-for name, entry in {"Counting": Counting, "Everything": Everything, "Unfit": Unfit}.items():
-    gym.register(f"Jaxwm{name}-v0", entry)
-
-
-def record(count=7, seed=0, stream=0, **settings):
-    recorder = Recorder("JaxwmCounting-v0", **{"observe": "both", "size": 6, "parallel": 3, **settings})
-    return recorder, list(recorder.episodes(count, seed, stream))
-
-
-def test_no_step_is_lost_doubled_or_taken_across_episodes():
-    recorder, episodes = record()
-    assert recorder.spec.observation == (Field("image", (6, 6, 3), "uint8"), Field("vector", (4,), "float32"))
-    assert recorder.spec.action == ActionSpec(1, low=(-2.0,), high=(3.0,))
-    for episode in episodes:
-        recorder.spec.check_trajectory(jax.tree.map(lambda array: array[None], episode))
-        number, count, last, _ = episode.observation["vector"].T
-        length = 4 + int(number[0]) % 3
-        assert (number == number[0]).all()
-        assert count.tolist() == list(range(length))
-        np.testing.assert_array_equal(last[1:], episode.action[:-1, 0])
-        assert last[0] == 0
-        assert not episode.action[-1].any()
-        assert episode.reward.tolist() == [*range(1, length), 0]
-        np.testing.assert_array_equal(episode.observation["image"][:, 0, 0, 0], 10 * count + number)
-        assert episode.is_first.tolist() == [True] + [False] * (length - 1)
-        assert episode.is_last.tolist() == episode.is_terminal.tolist() == [False] * (length - 1) + [True]
+def test_an_ended_episode_begins_anew_in_place_of_the_next_step():
+    environments = make()
+    assert isinstance(environments, Environments)
+    steps = list(walk(environments, 8))
+    episode, count, last, _ = np.stack([step.observation["vector"][0] for step in steps]).T
+    assert episode.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]  # the first lasts 3 steps, the second 4
+    assert count.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4]
+    assert last.tolist() == [0, 1.5, 1.5, 1.5, 0, 1.5, 1.5, 1.5, 1.5]
+    assert [step.reward[0] for step in steps] == [0, 1, 2, 3, 0, 1, 2, 3, 4]
+    assert [step.is_first[0] for step in steps] == [True, *[False] * 3, True, *[False] * 4]
+    ends = [False] * 3 + [True] + [False] * 4 + [True]
+    assert [step.is_last[0] for step in steps] == [step.is_terminal[0] for step in steps] == ends
+    for step in steps:
+        environments.spec.check_observation(step.observation, (2,))
+        assert [array.dtype for array in (step.reward, step.is_first, step.is_last)] == [np.float32, bool, bool]
 
 
-def test_every_copy_gives_its_share_whatever_the_lengths():
-    _, episodes = record(7)
-    by_copy = {}
-    for episode in episodes:
-        number, *_, seed = episode.observation["vector"][0]
-        by_copy.setdefault(seed, []).append(number)
-    assert sorted(by_copy.values()) == [[0, 1], [0, 1], [0, 1, 2]]
+def test_each_copy_has_its_seed_and_the_same_seed_gives_the_same_episodes():
+    environments = make(count=3)
+    seeds = environments.reset(seed=0).observation["vector"][:, 3]
+    assert len(set(seeds)) == 3
+    np.testing.assert_array_equal(environments.reset(seed=0).observation["vector"][:, 3], seeds)
+    assert not set(environments.reset(seed=[0, 1]).observation["vector"][:, 3]) & set(seeds)
 
 
-def test_actions_are_random_within_the_bounds():
-    _, episodes = record(60)
-    actions = np.concatenate([episode.action[:-1] for episode in episodes])
-    assert -2 <= actions.min() < -1.8
-    assert 2.8 < actions.max() <= 3
-    assert abs(actions.mean() - 0.5) < 0.35  # almost four standard errors of 240 draws
+def test_a_repeated_action_sums_rewards_and_stops_at_the_end():
+    environments = make(count=1, repeat=2)
+    assert environments.frames_per_decision == 2
+    steps = list(walk(environments, 4))
+    assert [step.observation["vector"][0, 1] for step in steps] == [0, 2, 3, 0, 2]
+    assert [step.reward[0] for step in steps] == [0, 1 + 2, 3, 0, 1 + 2]
+    assert [step.is_last[0] for step in steps] == [False, False, True, False, False]
 
 
-def test_the_same_seeds_give_the_same_episodes():
-    def flat(**seeds):
-        return np.concatenate([episode.observation["vector"] for episode in record(4, **seeds)[1]])
-
-    np.testing.assert_array_equal(flat(seed=1), flat(seed=1))
-    assert not np.array_equal(flat(seed=1), flat(seed=2))
-    assert not np.array_equal(flat(seed=1), flat(seed=1, stream=1))
-
-
-def test_limits_end_an_episode_without_a_terminal():
-    for settings, length in (({"max_length": 3}, 3), ({"options": {"limited": True}}, 4)):
-        _, episodes = record(3, **settings)
-        for episode in episodes:
-            assert len(episode.reward) == length
-            assert episode.is_last[-1]
-            assert not episode.is_terminal.any()
-    _, episodes = record(3, max_length=4)  # what ends by itself at the limit has ended by itself
-    assert all(episode.is_terminal[-1] for episode in episodes)
+def test_a_time_limit_counts_observations():
+    steps = list(walk(make(max_length=3, repeat=2), 3))
+    assert [step.is_last[0] for step in steps] == [False, False, True, False]
+    assert steps[2].is_terminal[0]  # its three frames were over as well
+    steps = list(walk(make(max_length=3), 3))
+    assert [step.is_last[0] for step in steps] == [False, False, True, False]
+    assert not steps[2].is_terminal[0]
 
 
-def test_spaces_become_the_fields_of_the_spec():
-    recorder = Recorder("JaxwmEverything-v0", size=4, observe="both")
-    assert recorder.spec.action == ActionSpec(3, discrete=True)
-    assert [(f.name, f.shape) for f in recorder.spec.observation] == [
-        ("camera", (4, 4, 3)),
-        ("depth", (4, 4, 1)),
-        ("body.angle", (4,)),
-        ("body.room", (3,)),
-        ("pair.0", (2,)),
-        ("pair.1", (5,)),
-    ]
-    (episode,) = recorder.episodes(1)
-    chosen = episode.action[:-1].argmax(-1) + 2
-    np.testing.assert_array_equal(episode.observation["body.angle"][1:, 0], chosen)
-    np.testing.assert_array_equal(episode.observation["body.room"], np.eye(3)[[0, 1, 2, 0]])
-    np.testing.assert_array_equal(episode.observation["camera"][:, 0, 0, 0], [0, 1, 2, 3])
-    np.testing.assert_array_equal(episode.observation["depth"][:, 0, 0, 0], [100, 101, 102, 103])
-    np.testing.assert_array_equal(episode.observation["pair.1"][0], [0, 1, 0, 0, 1])
-    assert [f.name for f in Recorder("JaxwmEverything-v0").spec.observation] == ["camera", "depth"]
-    names = [f.name for f in Recorder("JaxwmEverything-v0", observe="vectors").spec.observation]
-    assert names == ["body.angle", "body.room", "pair.0", "pair.1"]
+def test_ended_environments_ignore_their_action():
+    environments = make(count=1, max_length=2)
+    *_, last = walk(environments, 1)
+    assert last.is_last[0]
+    assert environments.step(np.full((1, 1), np.nan)).is_first[0]
+    chooser = make("Everything", count=1, max_length=2)
+    chooser.reset(seed=0)
+    assert chooser.step(np.array([2])).observation["body.angle"][0, 0] == 4  # choices begin at 2
+    assert chooser.step(np.zeros((1, 3))).is_first[0]
 
 
-def upwards(observation, is_first, rng):
-    """A scripted policy: the step that is seen, as a choice."""
-    return observation["body.room"].argmax(-1)
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("crash", "it failed: RuntimeError: the arm is stuck"),
+        ("tuple", "it failed: ValueError: not enough values to unpack .*"),
+        ("nan", r"observation 'vector' is not finite: \[nan nan nan nan\]"),
+        ("inf", "its reward is inf"),
+        ("none", "it failed: TypeError: .*NoneType.*"),
+        ("shape", r"observation 'vector' is float64\[3\], expected float64\[4\]"),
+        ("dtype", r"observation 'vector' is <U32\[4\], expected float64\[4\]"),
+        ("type", r"observation 'vector' is a str, expected float64\[4\]"),
+    ],
+)
+def test_a_fault_stops_everything_and_says_where(fault, message):
+    environments = make("Faulty", count=2, options={"fault": fault})
+    steps = walk(environments, 10)
+    with pytest.raises(EnvError, match=f"^JaxwmFaulty-v0: copy 0, episode 1, step 2: {message}$"):
+        for _ in range(10):
+            next(steps)
+    assert environments.reset(seed=0).is_first.all()
 
 
-def test_scripted_policies_see_what_is_recorded(tmp_path, monkeypatch):
-    (episode,) = Recorder("JaxwmEverything-v0", observe="vectors", policy=upwards).episodes(1)
-    np.testing.assert_array_equal(episode.action[:-1], episode.observation["body.room"][:-1])
-    (tmp_path / "my_policy_of_a_test.py").write_text(
-        "def act(observation, is_first, rng):\n    return 0 * observation['body.room'] + [0, 0, 1]\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    (episode,) = Recorder("JaxwmEverything-v0", observe="vectors", policy="my_policy_of_a_test:act").episodes(1)
-    np.testing.assert_array_equal(episode.action[:-1], np.eye(3)[[2, 2, 2]])
-
-
-def test_policies_are_told_where_episodes_begin():
-    told = []
-
-    def note(observation, is_first, rng):
-        told.append((observation["vector"][:, 1] == 0) == is_first)
-        return np.full((len(is_first), 1), 99.0)
-
-    _, episodes = record(5, policy=note)
-    assert np.concatenate(told).all()
-    assert all((episode.action[:-1] == 3).all() for episode in episodes)  # clipped, as the environment saw it
+def test_a_wrong_picture_is_a_fault():
+    steps = walk(make("Faulty", observe="pixels", options={"fault": "picture"}), 10)
+    with pytest.raises(EnvError, match=r"step 2: it renders uint8\[6, 6, 2\], expected uint8\[H, W, 3\]"):
+        list(steps)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"env_id": "JaxwmCountin-v0"}, "environment 'JaxwmCountin-v0' cannot be made: .*JaxwmCounting"),
-        ({"env_id": "JaxwmUnfit-v0"}, r"observation 'stack' is uint8\[5, 8, 8\], expected \[H, W, 1 or 3\]"),
-        ({"env_id": "JaxwmUnfit-v0", "observe": "vectors"}, "observation 'text' is a Text, expected numbers"),
-        ({"observe": "sound"}, "observe is 'sound', expected 'pixels', 'vectors' or 'both'"),
-        ({"size": 0}, "size is 0, expected at least 1"),
+        ({"count": 0}, "count is 0, expected at least 1"),
+        ({"repeat": 0}, "repeat is 0, expected at least 1"),
         ({"max_length": 1}, "max_length is 1, expected at least 2"),
-        ({"policy": "clever"}, "policy 'clever' is unknown, expected 'random' or an import path"),
-        ({"policy": "nowhere:act"}, "policy 'nowhere:act' cannot be imported: No module named 'nowhere'"),
-        ({"policy": "math:act"}, "policy 'math:act' cannot be imported: .*no attribute 'act'"),
-        ({"policy": "math:pi"}, "policy 'math:pi' is a float, expected a function"),
-        ({"options": {"speed": 3}}, "cannot be made: .*'speed'"),
     ],
 )
 def test_mistakes_are_one_line(settings, message):
-    with pytest.raises(EnvError, match=message) as error:
-        Recorder(**{"env_id": "JaxwmCounting-v0", **settings})
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("action", "message"),
-    [
-        (np.zeros((1, 2)), r"an action of shape \[1, 2\], expected \[1, 3\]"),
-        (np.array([3]), r"the policy chose \[3\], expected choices from 0 to 2"),
-        (np.array([[0.5, 0.5, 0]]), "neither one-hot nor an integer choice"),
-        (np.array([[np.nan, 0, 0]]), "not finite"),
-    ],
-)
-def test_what_is_not_an_action_is_refused(action, message):
     with pytest.raises(EnvError, match=message):
-        list(Recorder("JaxwmEverything-v0", policy=lambda observation, is_first, rng: action).episodes(1))
+        make(**settings)
 
 
-def test_unbounded_actions_have_no_bounds_and_are_normal():
-    draws = random_policy(ActionSpec(2))({}, np.zeros(2000, bool), np.random.default_rng(0))
-    assert draws.shape == (2000, 2)
-    assert abs(draws.std() - 1) < 0.1
+def test_actions_are_checked():
+    environments = make()
+    with pytest.raises(EnvError, match="reset comes before the first step"):
+        environments.step(np.zeros((2, 1)))
+    environments.reset(0)
+    with pytest.raises(EnvError, match=r"shape \[3, 1\], expected \[2, 1\]"):
+        environments.step(np.zeros((3, 1)))
 
 
-@pytest.mark.parametrize(
-    ("env_id", "observe", "fields", "action"),
-    [
-        ("ALE/Pong-v5", "pixels", {"image": (64, 64, 3)}, ActionSpec(6, discrete=True)),
-        ("CartPole-v1", "both", {"image": (64, 64, 3), "vector": (4,)}, ActionSpec(2, discrete=True)),
-        ("Pendulum-v1", "vectors", {"vector": (3,)}, ActionSpec(1, low=(-2.0,), high=(2.0,))),
-        ("LunarLander-v3", "both", {"image": (64, 64, 3), "vector": (8,)}, ActionSpec(4, discrete=True)),
-    ],
-)
-def test_real_environments(env_id, observe, fields, action):
-    recorder = Recorder(env_id, observe=observe, max_length=12, parallel=2)
-    assert {f.name: f.shape for f in recorder.spec.observation} == fields
-    assert recorder.spec.action == action
-    episodes = list(recorder.episodes(2))
-    assert [len(episode.reward) for episode in episodes] == [12, 12]
-    for episode in episodes:
-        recorder.spec.check_trajectory(jax.tree.map(lambda array: array[None], episode))
-        for array in episode.observation.values():
-            assert (array[0] != array[-1]).any()
-            assert array.std() > 0
+def test_atari_counts_its_own_repetition():
+    assert GymnasiumEnvironments("ALE/Pong-v5", 1).frames_per_decision == 4
+    assert GymnasiumEnvironments("ALE/Pong-v5", 1, repeat=2, options={"frameskip": 3}).frames_per_decision == 6
+    assert GymnasiumEnvironments("ALE/Pong-v5", 1, options={"frameskip": (2, 5)}).frames_per_decision == 3
+
+
+def test_dm_control_is_named_like_any_other():
+    environments = GymnasiumEnvironments("dm_control/cartpole-balance-v0", 2, observe="vectors", repeat=4)
+    assert [(f.name, f.shape) for f in environments.spec.observation] == [("position", (3,)), ("velocity", (2,))]
+    assert environments.spec.action == ActionSpec(1, low=(-1.0,), high=(1.0,))
+    steps = list(walk(environments, 250, action=0.0))
+    assert [i for i, step in enumerate(steps) if step.is_last.any()] == [250]  # 1,000 frames
+    assert not steps[-1].is_terminal.any()
+    rewards = np.stack([step.reward for step in steps[1:]])
+    assert (rewards[0] > 3.9).all()  # almost 1 for each of four frames
+    assert (rewards <= 4).all()
+    again = environments.reset(seed=3)
+    np.testing.assert_array_equal(again.observation["position"], steps[0].observation["position"])
