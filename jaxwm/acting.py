@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxwm.envs.base import Environments
-from jaxwm.envs.worlds import WorldEnvironments
+from jaxwm.envs.base import CompiledEnvironments, Environments
 from jaxwm.imagination import Policy
 from jaxwm.types import Array, Arrays, PyTree, Spec, Trajectory, Variables, WorldModel
 
@@ -99,23 +98,23 @@ class Played(struct.PyTreeNode):
     trajectory: Trajectory | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("agent", "environments", "count", "record"))
+@functools.partial(jax.jit, static_argnames=("agent", "count", "record"))
 def play_world(
     agent: Agent,
     params: PyTree,
     key: Array,
-    environments: WorldEnvironments,
+    environments: CompiledEnvironments,
     count: int,
     *,
     record: bool = False,
 ) -> Played:
-    """Plays one episode in each of ``count`` simulated worlds, in one compiled scan.
+    """Plays one episode in each of ``count`` simulated worlds, or dreams, in one compiled scan.
 
     Args:
       agent: who acts.
       params: its parameters.
       key: one PRNG key.
-      environments: the worlds, and the frames after which an episode is cut.
+      environments: the worlds or dreams, and the frames after which an episode is cut.
       count: N.
       record: whether to keep the episodes, not only their scores.
     """
@@ -128,11 +127,11 @@ def play_world(
         action, memory = agent.act(params, row_keys(act_key, t), memory, step.observation, step.is_first)
         acts = goes_on & ~step.is_last
         action = jnp.where(acts[:, None], action, 0.0)
-        physical = world.physical
+        info = environments.info(world) if record else None
         world, following = environments.step(row_keys(step_key, t), world, action)
         reward = jnp.where(acts, following.reward, 0.0)
         ended = goes_on & step.is_last
-        kept = (step, action, physical) if record else None
+        kept = (step, action, info) if record else None
         return (world, following, memory, acts), (reward, acts, ended & step.is_terminal, goes_on, kept)
 
     world, first = environments.reset(row_keys(reset_key, jnp.int32(0)))
@@ -141,7 +140,7 @@ def play_world(
     rewards, acts, terminal, valid, kept = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), outputs)
     trajectory = None
     if kept is not None:
-        steps, actions, physical = kept
+        steps, actions, info = kept
         trajectory = Trajectory(
             observation=steps.observation,
             action=actions,
@@ -152,7 +151,7 @@ def play_world(
             is_terminal=steps.is_terminal & valid,
             valid=valid,
             action_valid=valid,
-            info=jax.vmap(jax.vmap(environments.world.info))(physical),
+            info=info,
         )
     return Played(rewards.sum(1), acts.sum(1), terminal.any(1), trajectory)
 
@@ -189,7 +188,12 @@ def play(
             lengths.append(length[row])
             terminals.append(bool(step.is_terminal[row]))
             quota[row] -= 1
-    return Played(np.asarray(scores, np.float32), np.asarray(lengths, np.int32), np.asarray(terminals, bool))
+    arrays: dict[str, Any] = {
+        "score": np.asarray(scores, np.float32),
+        "length": np.asarray(lengths, np.int32),
+        "is_terminal": np.asarray(terminals, bool),
+    }
+    return Played(**arrays)
 
 
 @functools.partial(jax.jit, static_argnums=0)

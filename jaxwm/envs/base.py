@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from flax import struct
 
-from jaxwm.types import Array, Arrays, Spec
+from jaxwm.types import Array, Arrays, PyTree, Spec
 
 
 class Step(struct.PyTreeNode):
@@ -55,4 +55,31 @@ class Environments(Protocol):
 
     def close(self) -> None:
         """Frees what they hold."""
+        ...
+
+
+@runtime_checkable
+class CompiledEnvironments(Protocol):
+    """Environments that live inside compiled code: a pytree of pure functions over any number of them at once."""
+
+    @property
+    def spec(self) -> Spec:
+        """What they show and take."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Frames after which an episode is cut."""
+        ...
+
+    def reset(self, keys: Array) -> tuple[PyTree, Step]:
+        """Begins N episodes from ``keys`` ``[N]``: where they stand, and what they show."""
+        ...
+
+    def step(self, keys: Array, state: PyTree, action: Array) -> tuple[PyTree, Step]:
+        """One frame on with ``action`` ``[N, A]`` in raw units; ended ones begin anew and ignore theirs."""
+        ...
+
+    def info(self, state: PyTree) -> Arrays:
+        """Physical truth ``[N, ...]`` by name, where there is one."""
         ...

@@ -119,12 +119,8 @@ class GymnasiumEnvironments:
         """
         if not self._copies:
             raise EnvError(f"{self._id}: reset comes before the first step")
-        action = np.array(action)
-        if action.shape == (self._count, self._spec.action.dim):
-            action[self._ended] = np.eye(self._spec.action.dim)[0]  # valid, whatever came
-        elif action.shape == (self._count,):
-            action[self._ended] = 0
-        chosen = _to_env(self._action_space, check_action(self._spec.action, action, self._count))
+        checked = check_action(self._spec.action, action, self._count, void=self._ended)
+        chosen = _to_env(self._action_space, checked)
         return self._together(
             [
                 copy.reset() if ended else copy.step(a)

@@ -75,13 +75,22 @@ def _current_folder_first() -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def check_action(spec: ActionSpec, action: Any, count: int) -> np.ndarray:
+def check_action(spec: ActionSpec, action: Any, count: int, void: np.ndarray | None = None) -> np.ndarray:
     """``[count, A]`` float32 as it is stored: choices made one-hot, the rest clipped to the bounds.
+
+    Args:
+      spec: what is taken.
+      action: as a policy gave it.
+      count: for how many environments.
+      void: ``[count]`` bool; rows in which anything may stand, because nobody will read it.
 
     Raises:
       EnvError: another shape, a choice that does not exist, or numbers that are not finite.
     """
     action = np.asarray(action)
+    if void is not None and void.any() and action.shape in ((count,), (count, spec.dim)):
+        action = action.copy()
+        action[void] = 0 if action.ndim == 1 else np.eye(spec.dim)[0]
     if spec.discrete and action.shape == (count,) and action.dtype.kind in "iu":
         if ((action < 0) | (action >= spec.dim)).any():
             raise EnvError(f"the policy chose {action.tolist()}, expected choices from 0 to {spec.dim - 1}")

@@ -27,6 +27,7 @@ class WorldState(struct.PyTreeNode):
     is_last: Array
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class WorldEnvironments:
     """N copies of a world, whose ended episodes begin anew; see `jaxwm.envs.base` for when.
@@ -71,6 +72,10 @@ class WorldEnvironments:
         physical = jax.tree.map(choose, fresh, after.state)
         state = WorldState(physical, time, is_last)
         return state, self._show(state, jnp.where(ended, 0.0, after.reward), ended, is_terminal)
+
+    def info(self, state: WorldState) -> dict[str, Array]:
+        """The world's truth, ``[N, ...]`` by name."""
+        return jax.vmap(self.world.info)(state.physical)
 
     def _show(self, state: WorldState, reward: Array, is_first: Array, is_terminal: Array) -> Step:
         observation = jax.vmap(self.world.observation)(state.physical)

@@ -70,7 +70,9 @@ class SimulatedEpisodes:
         return jax.tree.map(lambda *parts: np.stack(parts), *rows)
 
 
-_STEP_FIELDS = tuple(field.name for field in dataclasses.fields(Trajectory) if field.name != "previous_action")
+_STEP_FIELDS = tuple(
+    field.name for field in dataclasses.fields(Trajectory) if field.name not in ("previous_action", "initial_state")
+)
 
 
 def _cut(array: np.ndarray, start: int, length: int) -> np.ndarray:

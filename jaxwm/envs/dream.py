@@ -1,0 +1,228 @@
+"""A learned world as environments: what a model imagines, behind the face of the world that it was learned from.
+
+    >>> dream = load_dream("runs/cartpole", length=200)
+    >>> state, step = dream.reset(jax.random.split(key, 64))
+    >>> state, step = dream.step(keys, state, action)
+
+Whatever acts in `jaxwm.envs.worlds.WorldEnvironments` acts here unchanged, also under jit. For Python at large see
+`jaxwm.envs.stepped`, for libraries of reinforcement learning `jaxwm.envs.dream_gym`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxwm.envs.base import Step
+from jaxwm.imagination import observe_sequence
+from jaxwm.types import Array, Arrays, Field, PyTree, Spec, Trajectory, Variables, WorldModel
+
+if TYPE_CHECKING:
+    from jaxwm.training import Run
+
+Show = Literal["observation", "features"]
+
+
+class DreamState(struct.PyTreeNode):
+    """Where N dreams stand.
+
+    Attributes:
+      model: the states of the model, ``[N, ...]``.
+      time: ``[N]`` int32; steps since the dream began.
+      is_last: ``[N]`` bool; the next step begins a new dream.
+    """
+
+    model: PyTree
+    time: Array
+    is_last: Array
+
+
+class DreamEnvironments(struct.PyTreeNode):
+    """Dreams of a world model as environments; a pytree, so that other variables do not compile anything anew.
+
+    A reward is what the model decodes. An episode ends by a draw from the model's continuation, or after ``length``
+    entries; a model that has no continuation never ends one. Ended dreams begin anew in place of the next step.
+
+    Attributes:
+      model: any world model that predicts rewards and needs no conditions.
+      length: entries after which a dream is cut (``is_last`` without ``is_terminal``).
+      show: ``observation``, decoded to what the real world would show (images uint8, vectors in raw units), or the
+        model's ``features`` as a vector of that name.
+      variables: of the model.
+      starts: its states ``[S, ...]``; a dream begins in any one of them. See `starts_of`.
+      temperature: scalar; 1 for what the model expects, above it more chance and below it less, 0 for its mode.
+
+    Raises:
+      ValueError: ``length`` is below 2, or ``show`` is something else; from `reset`, a model without rewards or with
+        conditions.
+    """
+
+    model: WorldModel = struct.field(pytree_node=False)
+    length: int = struct.field(pytree_node=False)
+    variables: Variables
+    starts: PyTree
+    temperature: Array | float = 1.0
+    show: Show = struct.field(pytree_node=False, default="observation")
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise ValueError(f"length is {self.length}, expected at least 2")
+        if self.show not in ("observation", "features"):
+            raise ValueError(f"show is {self.show!r}, expected 'observation' or 'features'")
+
+    @property
+    def spec(self) -> Spec:
+        """What the dreams show and take."""
+        if self.show == "observation":
+            return Spec(self.model.spec.observation, self.model.spec.action)
+        features = jax.eval_shape(self.model.features, self.variables, self.model.init_state(1))
+        return Spec((Field("features", features.shape[1:], "float32"),), self.model.spec.action)
+
+    def reset(self, keys: Array) -> tuple[DreamState, Step]:
+        """Begins N dreams from ``keys`` ``[N]``."""
+        self._check()
+        count = keys.shape[0]
+        no = jnp.zeros(count, bool)
+        state = DreamState(self._begin(keys), jnp.zeros(count, jnp.int32), no)
+        return state, Step(self._look(state.model), jnp.zeros(count), ~no, no, no)
+
+    def step(self, keys: Array, state: DreamState, action: Array) -> tuple[DreamState, Step]:
+        """One entry on with ``action`` ``[N, A]`` in raw units and ``keys`` ``[N]``."""
+        count = keys.shape[0]
+        keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+        controls = {"temperature": jnp.full(count, self.temperature, jnp.float32)}
+        following = self.model.predict(self.variables, keys[:, 0], state.model, action, controls)
+        ended = state.is_last
+        choose = lambda new, old: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
+        now = jax.tree.map(choose, self._begin(keys[:, 1]), following)
+        prediction = self.model.decode(self.variables, now)
+        is_terminal = jnp.zeros(count, bool)
+        if prediction.continuation is not None:
+            goes_on = _sharpened(prediction.continuation, jnp.asarray(self.temperature, jnp.float32))
+            is_terminal = ~ended & (jax.vmap(jax.random.uniform)(keys[:, 2]) >= goes_on)
+        time = jnp.where(ended, 0, state.time + 1)
+        is_last = is_terminal | (time >= self.length - 1)
+        assert prediction.reward is not None  # seen to by `reset`
+        reward = jnp.where(ended, 0.0, prediction.reward)
+        observation = self._look(now, prediction.observation)
+        return DreamState(now, time, is_last), Step(observation, reward, ended, is_last, is_terminal)
+
+    def info(self, state: DreamState) -> dict[str, Array]:
+        """Nothing: a dream has no truth beside it."""
+        return {}
+
+    def picture(self, state: DreamState) -> Array:
+        """``[N, H, W, C]`` uint8: the first image that the dreams show now, whatever ``show`` is.
+
+        Raises:
+          ValueError: the world of this model shows none.
+        """
+        if not self.model.spec.images:
+            raise ValueError("the world of this model shows no images")
+        decoded = self.model.decode(self.variables, state.model).observation
+        return _to_bytes(decoded[self.model.spec.images[0].name])
+
+    def _begin(self, keys: Array) -> PyTree:
+        count = jax.tree.leaves(self.starts)[0].shape[0]
+        rows = jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(keys)
+        return jax.tree.map(lambda x: x[rows], self.starts)
+
+    def _look(self, state: PyTree, decoded: Arrays | None = None) -> dict[str, Array]:
+        if self.show == "features":
+            return {"features": self.model.features(self.variables, state).astype(jnp.float32)}
+        if decoded is None:
+            decoded = self.model.decode(self.variables, state).observation
+        images = {field.name for field in self.model.spec.images}
+        return {
+            field.name: _to_bytes(decoded[field.name]) if field.name in images else decoded[field.name]
+            for field in self.model.spec.observation
+        }
+
+    def _check(self) -> None:
+        if self.model.spec.condition:
+            names = ", ".join(field.name for field in self.model.spec.condition)
+            raise ValueError(f"this model dreams under conditions ({names}), which an environment does not have")
+        if jax.eval_shape(self.model.decode, self.variables, self.model.init_state(1)).reward is None:
+            raise ValueError("this model predicts no reward, so nothing could be learned in its dreams")
+
+
+def starts_of(model: WorldModel, variables: Variables, key: Array, trajectory: Trajectory) -> PyTree:
+    """States to begin dreams in, ``[S, ...]``: after the last valid frame of each row of a ``[B, T]`` trajectory.
+
+    Rows that hold nothing, or in which an episode ended by the rules of the world, are left out.
+
+    Raises:
+      ValueError: no row is left.
+    """
+    states = observe_sequence(model, variables, key, trajectory).final_state
+    valid = np.asarray(trajectory.valid)
+    rows = np.flatnonzero(valid.any(1) & ~(valid & np.asarray(trajectory.is_terminal)).any(1))
+    if not rows.size:
+        raise ValueError("no dream can begin: every episode is over, or empty, within the frames that are shown")
+    return jax.tree.map(lambda x: x[rows], states)
+
+
+def load_dream(
+    run: Run | str | os.PathLike[str],
+    *,
+    length: int = 1000,
+    starts: int = 256,
+    context: int | None = None,
+    anywhere: bool = False,
+    show: Show = "observation",
+    temperature: float = 1.0,
+    split: str = "train",
+    seed: int = 0,
+    step: int | str | None = None,
+) -> DreamEnvironments:
+    """The dreams of a trained model, beginning with frames of the episodes that it was trained on.
+
+    Args:
+      run: a run folder, or what `jaxwm.load_run` returned.
+      length: entries after which a dream is cut.
+      starts: how many different beginnings, an episode each (or as many as there are).
+      context: frames that the model is shown first; by default as the run's configuration says.
+      anywhere: whether they are taken anywhere in an episode and not from its beginning.
+      show: what the dreams show, see `DreamEnvironments`.
+      temperature: of the dreams.
+      split: of the data.
+      seed: of what is chosen, and of the model's states.
+      step: which checkpoint, as in `jaxwm.load_run`.
+
+    Raises:
+      RunError, DataError: no such run or episodes.
+      ValueError: arguments that do not fit.
+    """
+    from jaxwm.evaluation.runs import matching_split  # floors above this one, which only a run folder needs
+    from jaxwm.training import load_run
+
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}, expected at least 0")
+    for name, value in (("starts", starts), ("context", context)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    run = load_run(run, step) if isinstance(run, str | os.PathLike) else run
+    context = context or run.config.evaluation.context
+    source = matching_split(run.config, run.spec, split, starts)
+    rng = np.random.default_rng(seed)
+    indices = rng.permutation(len(source.lengths))[:starts]
+    latest = np.maximum(source.lengths[indices] - context, 0)
+    first = rng.integers(latest + 1) if anywhere else np.zeros_like(latest)
+    trajectory = source.windows(indices.tolist(), first.tolist(), context)
+    states = starts_of(run.model, run.variables, jax.random.key(seed), jax.tree.map(jnp.asarray, trajectory))
+    return DreamEnvironments(run.model, length, run.variables, states, temperature, show)
+
+
+def _sharpened(chance: Array, temperature: Array) -> Array:
+    """The chance whose logit is that of ``chance`` divided by ``temperature``; at 0 one or none."""
+    logit = jax.scipy.special.logit(jnp.clip(chance, 1e-6, 1 - 1e-6))
+    return jnp.where(chance >= 1, 1.0, jax.nn.sigmoid(logit / jnp.maximum(temperature, 1e-6)))
+
+
+def _to_bytes(image: Array) -> Array:
+    return jnp.round(jnp.clip(image, 0.0, 1.0) * 255).astype(jnp.uint8)
