@@ -131,6 +131,27 @@ class EvaluationConfig(Section):
     episodes: PositiveInt = 64
 
 
+class EvolutionConfig(Section):
+    """A linear controller evolved in the dream of a trained model (`jaxwm evolve`).
+
+    Each of ``generations`` tries ``population`` controllers in ``dreams`` dreams each, of at most ``horizon`` steps,
+    sampled at ``temperature``; they begin with the first frames of ``starts`` episodes. ``sigma`` is the first standard
+    deviation of the parameters. ``sep_cma_es`` keeps only the diagonal of the covariance: for controllers of more than
+    about a thousand parameters, whose full matrix would cost more than the dreams.
+    """
+
+    strategy: Literal["cma_es", "sep_cma_es"] = "cma_es"
+    population: Annotated[int, Field(ge=4)] = 64
+    dreams: PositiveInt = 16
+    horizon: PositiveInt = 300
+    generations: PositiveInt = 100
+    temperature: NonNegativeFloat = 1.0
+    sigma: PositiveFloat = 0.1
+    starts: PositiveInt = 256
+    seed: NonNegativeInt = 0
+    checkpoint_every: PositiveInt = 10
+
+
 class Config(Section):
     """Everything that defines a run."""
 
@@ -140,6 +161,7 @@ class Config(Section):
     stages: dict[str, StageConfig]
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    evolution: EvolutionConfig = EvolutionConfig()
 
     def to_yaml(self) -> str:
         """The resolved configuration; `load_config` reads it back to an equal one."""

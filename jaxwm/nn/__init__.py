@@ -15,6 +15,7 @@ from jaxwm.nn.convolution import StrideConv, StrideConvTranspose, conv_stride2, 
 from jaxwm.nn.distributions import (
     Bernoulli,
     Normal,
+    NormalMixture,
     OneHot,
     PixelSquaredError,
     SymlogSquaredError,
@@ -34,7 +35,7 @@ from jaxwm.nn.layers import (
     symexp,
     symlog,
 )
-from jaxwm.nn.recurrent import BlockGRU, GRUCell
+from jaxwm.nn.recurrent import BlockGRU, GRUCell, LSTMCell
 
 __all__ = [
     "MLP",
@@ -48,9 +49,11 @@ __all__ = [
     "ImageDecoder",
     "ImageEncoder",
     "Kind",
+    "LSTMCell",
     "Linear",
     "Norm",
     "Normal",
+    "NormalMixture",
     "OneHot",
     "PixelSquaredError",
     "RMSNorm",

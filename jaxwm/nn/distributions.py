@@ -71,6 +71,65 @@ class Normal:
 
 
 @struct.dataclass
+class NormalMixture:
+    """A vector whose entries are mixtures of K Gaussians, as a mixture density network gives it (Bishop 1994).
+
+    With G = D every entry chooses its component by itself (World Models, Ha & Schmidhuber 2018); with G = 1 one choice
+    holds for the whole vector, so that entries which belong together change together.
+
+    Attributes:
+      logits: of the components, ``[..., G, K]``.
+      location: means, ``[..., D, K]``.
+      std: standard deviations, ``[..., D, K]``.
+    """
+
+    logits: Array
+    location: Array
+    std: Array
+
+    def sample(self, keys: Array, temperature: Temperature = None) -> Array:
+        """``[..., D]``; ``temperature`` t divides the logits and multiplies the deviations by sqrt(t).
+
+        Other distributions multiply the deviation by t itself: this is the convention of the paper, in which t is a
+        factor of the variance.
+        """
+        shape = self.location.shape[:-1]
+        keys = jax.vmap(jax.random.split)(keys.reshape(-1)).reshape(*keys.shape, 2)
+        log_probs = jax.nn.log_softmax(self.logits.astype(jnp.float32), axis=-1)
+        if temperature is None:
+            component = _draw_class(jnp.exp(log_probs), keys[..., 0])
+        else:
+            positive = _align(temperature, log_probs.ndim - 1) > 0
+            drawn = _draw_class(_tempered(log_probs, temperature), keys[..., 0])
+            component = jnp.where(positive, drawn, _likeliest_class(log_probs))
+        noise = _draw(jax.random.normal, keys[..., 1], shape)
+        if temperature is not None:
+            noise = noise * jnp.sqrt(_align(temperature, noise.ndim))
+        return self._choose(self.location, component) + self._choose(self.std, component) * noise
+
+    def mode(self) -> Array:
+        """``[..., D]``: the mean of the likeliest component, which is where a sample of temperature 0 lies."""
+        return self._choose(self.location, _likeliest_class(self.logits))
+
+    def mean(self) -> Array:
+        """``[..., D]``."""
+        return jnp.sum(jax.nn.softmax(self.logits, axis=-1) * self.location, axis=-1)
+
+    def log_prob(self, x: Array) -> Array:
+        """Log density of ``x`` ``[..., D]``, ``[...]``."""
+        z = (x[..., None] - self.location) / self.std
+        log_density = -0.5 * jnp.square(z) - jnp.log(self.std) - 0.5 * math.log(2 * math.pi)
+        if self.logits.shape[-2] != self.location.shape[-2]:
+            log_density = jnp.sum(log_density, axis=-2, keepdims=True)
+        log_probs = jax.nn.log_softmax(self.logits.astype(jnp.float32), axis=-1)
+        return jnp.sum(jax.nn.logsumexp(log_probs + log_density, axis=-1), axis=-1)
+
+    def _choose(self, values: Array, component: Array) -> Array:
+        """``values`` ``[..., D, K]`` of the components ``[..., G]``, ``[..., D]``."""
+        return jnp.sum(values * jax.nn.one_hot(component, values.shape[-1], dtype=values.dtype), axis=-1)
+
+
+@struct.dataclass
 class OneHot:
     """Categorical distributions whose samples are one-hot vectors with straight-through gradients.
 

@@ -1,4 +1,4 @@
-"""Recurrent cells: the GRU of PyTorch's equations, and the block-diagonal GRU of DreamerV3."""
+"""Recurrent cells: GRU and LSTM with PyTorch's equations, and the block-diagonal GRU of DreamerV3."""
 
 from __future__ import annotations
 
@@ -42,6 +42,43 @@ class GRUCell(nn.Module):
         update = jax.nn.sigmoid(update_inputs + update_hidden)
         candidate = jnp.tanh(candidate_inputs + reset * candidate_hidden)
         return (candidate + update * (hidden - candidate)).astype(hidden.dtype)
+
+
+class LSTMCell(nn.Module):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997) with the equations of ``torch.nn.LSTMCell``.
+
+    With gates in the order i, f, g, o: ``c' = sigmoid(f) * c + sigmoid(i) * tanh(g)``, ``h' = sigmoid(o) * tanh(c')``.
+    Parameters: ``input_kernel [D, 4H]``, ``hidden_kernel [H, 4H]`` (PyTorch's weights, transposed) and ``bias [4H]``
+    (the sum of PyTorch's two). The bias of the forget gate starts at 1, so that a fresh cell remembers.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: Array, cell: Array, inputs: Array) -> tuple[Array, Array]:
+        """``hidden`` and ``cell`` ``[..., H]`` and inputs ``[..., D]`` to the next two, in the dtype of ``cell``."""
+        size, width = inputs.shape[-1], self.features
+        for name, value in (("hidden", hidden), ("cell", cell)):
+            if value.shape[-1] != width:
+                raise ValueError(f"LSTMCell: {name} has {value.shape[-1]} features, expected {width}")
+        input_kernel = self.param("input_kernel", fan_in_normal(size), (size, 4 * width), jnp.float32)
+        hidden_kernel = self.param("hidden_kernel", fan_in_normal(width), (width, 4 * width), jnp.float32)
+        bias = self.param("bias", _remember(width), (4 * width,), jnp.float32)
+        gates = jnp.dot(inputs.astype(self.dtype), input_kernel.astype(self.dtype))
+        gates += jnp.dot(hidden.astype(self.dtype), hidden_kernel.astype(self.dtype))
+        write, keep, value, show = jnp.split(gates.astype(cell.dtype) + bias, 4, axis=-1)
+        cell = jax.nn.sigmoid(keep) * cell + jax.nn.sigmoid(write) * jnp.tanh(value)
+        return jax.nn.sigmoid(show) * jnp.tanh(cell), cell
+
+
+def _remember(width: int) -> nn.initializers.Initializer:
+    """Biases of zero but for those of the forget gate."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        return jnp.zeros(shape, dtype).at[width : 2 * width].set(1.0)
+
+    return init
 
 
 class BlockGRU(nn.Module):

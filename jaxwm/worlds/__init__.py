@@ -8,6 +8,7 @@ from typing import Any
 from jaxwm.types import nearest
 from jaxwm.worlds.base import Policy, Transition, World, random_policy, rollout
 from jaxwm.worlds.bounce import Bounce, BounceState, hold_centre
+from jaxwm.worlds.dodge import Dodge, DodgeState, step_aside
 from jaxwm.worlds.rooms import Rooms, RoomsState, walk_to_goal
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "WORLDS",
     "Bounce",
     "BounceState",
+    "Dodge",
+    "DodgeState",
     "Policy",
     "Rooms",
     "RoomsState",
@@ -25,14 +28,16 @@ __all__ = [
     "make_world",
     "random_policy",
     "rollout",
+    "step_aside",
     "walk_to_goal",
 ]
 
-WORLDS: dict[str, type] = {"bounce": Bounce, "rooms": Rooms}
+WORLDS: dict[str, type] = {"bounce": Bounce, "dodge": Dodge, "rooms": Rooms}
 """Every world by name."""
 
 POLICIES: dict[str, dict[str, Policy]] = {
     "bounce": {"random": random_policy, "hold_centre": hold_centre},
+    "dodge": {"random": random_policy, "step_aside": step_aside},
     "rooms": {"random": random_policy, "walk_to_goal": walk_to_goal},
 }
 """The policies to record each world with, by the name of the world and of the policy."""
