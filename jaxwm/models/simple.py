@@ -43,7 +43,8 @@ class _Networks(nn.Module):
     def predict_next(self, latent: Array, action: Array) -> Array:
         """The latent one step on."""
         action = self.config.spec.action.normalise(action)
-        return self.next_latent(self.hidden(jnp.concatenate([latent, action], axis=-1)))
+        following = self.next_latent(self.hidden(jnp.concatenate([latent, action], axis=-1)))
+        return latent + following if self.config.residual else following
 
     def heads(self, latent: Array) -> tuple[dict[str, Any], Array]:
         """Distributions of the observation, and the reward ``[...]``."""
@@ -70,6 +71,9 @@ class SimpleWorldModel:
       activation: activation of hidden layers.
       pixels: how the decoder's last layer becomes pixels, ``sigmoid`` (as in the listing) or ``linear``.
       background: whether the decoder starts from the mean frame of the batch that `init` is given.
+      residual: whether the dynamics predicts the change of the latent: steps that change little stay exact.
+      unroll: how many steps ahead the loss looks. With 1 only single steps are learned, and dreams that go on from
+        their own latents drift.
       reward_scale: weight of the reward loss.
       dtype: what the networks compute in; parameters are float32.
     """
@@ -84,6 +88,8 @@ class SimpleWorldModel:
     activation: Literal["silu", "relu"] = "silu"
     pixels: Literal["sigmoid", "linear"] = "sigmoid"
     background: bool = True
+    residual: bool = False
+    unroll: PositiveInt = 1
     reward_scale: NonNegativeFloat = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -154,19 +160,37 @@ class SimpleWorldModel:
         return sum(self._errors(heads, observation).values(), jnp.zeros(keys.shape[0]))
 
     def loss(self, variables: Variables, keys: Array, batch: Trajectory, stage: str) -> tuple[Array, Aux]:
-        """Mean squared error of the next frame plus ``reward_scale`` times that of the reward, over transitions."""
+        """Mean squared error of the frames to come plus ``reward_scale`` times that of the rewards.
+
+        Every frame that has ``unroll`` others after it in its window predicts them from itself and the actions; the
+        mean is over these predictions. In ``Aux.states`` are the predicted latents ``[B, starts, unroll, latent]``.
+
+        Raises:
+          ValueError: the windows are not longer than ``unroll``.
+        """
         self.spec.check_trajectory(batch)
-        before = {name: value[:, :-1] for name, value in batch.observation.items()}
-        after = {name: value[:, 1:] for name, value in batch.observation.items()}
-        latents = self.predict_next(variables, self.encode(variables, before), batch.action[:, :-1])
-        heads, reward = self._apply(variables, "heads", latents)
-        real = batch.has_previous()[:, 1:]
+        length = batch.reward.shape[1]
+        if length <= self.unroll:
+            raise ValueError(f"reward has {length} steps, expected more than unroll={self.unroll}")
+        starts = length - self.unroll
+        ahead = lambda x, first: jnp.stack([x[:, k : k + starts] for k in range(first, first + self.unroll)], axis=2)  # noqa: E731
+        latent = self.encode(variables, {name: x[:, :starts] for name, x in batch.observation.items()})
+
+        def step(latent: Array, action: Array) -> tuple[Array, Array]:
+            latent = self.predict_next(variables, latent, action)
+            return latent, latent
+
+        _, latents = jax.lax.scan(step, latent, jnp.moveaxis(ahead(batch.action, 0), 2, 0))
+        predicted = jnp.moveaxis(latents, 0, 2)
+        heads, reward = self._apply(variables, "heads", predicted)
+        # Each step of the way must be one within an episode.
+        real = jnp.cumprod(ahead(batch.has_previous(), 1), axis=2) > 0
         count = jnp.maximum(jnp.sum(real), 1)
-        errors = self._errors(heads, after)
-        errors["reward"] = jnp.square(reward - batch.reward[:, :-1])
+        errors = self._errors(heads, {name: ahead(x, 1) for name, x in batch.observation.items()})
+        errors["reward"] = jnp.square(reward - ahead(batch.reward, 0))
         metrics = {f"loss/{name}": jnp.sum(jnp.where(real, error, 0.0)) / count for name, error in errors.items()}
         total = sum(metrics.values(), jnp.zeros(())) + (self.reward_scale - 1.0) * metrics["loss/reward"]
-        return total, Aux(metrics, latents)
+        return total, Aux(metrics, predicted)
 
     def after_update(self, variables: Variables, aux: Aux, stage: str) -> Variables:
         """Nothing follows an update in this family."""

@@ -63,6 +63,19 @@ class World(Protocol):
         ...
 
 
+@runtime_checkable
+class GoalWorld(World, Protocol):
+    """A world in which every episode has a goal: what planners are told, and when they have succeeded."""
+
+    def goal_state(self, state: PyTree) -> PyTree:
+        """A state of the same episode in which it is solved; its ``observation`` is the goal to be shown."""
+        ...
+
+    def is_solved(self, state: PyTree) -> Array:
+        """Scalar bool: the goal is reached."""
+        ...
+
+
 Policy = Callable[[Any, Array, PyTree], Array]
 """``policy(world, key, state) -> action``; it may look at the whole state of the world."""
 

@@ -60,8 +60,10 @@ class Rooms:
       reward: "sparse" is 1 in a frame that leads to the goal or stays there, else 0; "distance" is minus the
         straight distance to the goal, in sides of the box.
       terminal: the episode ends where the goal is reached.
-      show_goal: the goal is part of the picture.
+      show_goal: the goal is part of what is seen.
       dt: seconds between two frames.
+      observe: what is seen: ``pixels`` are the picture ``image``, ``state`` the vectors ``position`` ``[2]``, ``door``
+        ``[1]`` and ``goal`` ``[2]`` in sides of the box.
 
     Raises:
       ValueError: a value is out of its range, the dot does not fit through the door or into a room, or the
@@ -79,6 +81,7 @@ class Rooms:
     terminal: bool = True
     show_goal: bool = True
     dt: base.Positive = 0.1
+    observe: Literal["pixels", "state", "both"] = "pixels"
 
     def __post_init__(self) -> None:
         base.check_parameters(self)
@@ -95,9 +98,12 @@ class Rooms:
 
     @property
     def spec(self) -> Spec:
-        """One picture ``image``; two continuous actions in -1..1."""
-        action = ActionSpec(dim=2, low=(-1.0, -1.0), high=(1.0, 1.0))
-        return Spec((Field("image", (self.size, self.size, 3), "uint8"),), action)
+        """A picture, the vectors of the state, or both; two continuous actions in -1..1."""
+        fields = [Field("image", (self.size, self.size, 3), "uint8")] if self.observe != "state" else []
+        if self.observe != "pixels":
+            fields += [Field("position", (2,), "float32"), Field("door", (1,), "float32")]
+            fields += [Field("goal", (2,), "float32")] if self.show_goal else []
+        return Spec(tuple(fields), ActionSpec(dim=2, low=(-1.0, -1.0), high=(1.0, 1.0)))
 
     def reset(self, key: Array) -> RoomsState:
         """The dot at rest somewhere in one room, the goal somewhere in the other, the door somewhere between."""
@@ -116,10 +122,10 @@ class Rooms:
         del key
         action = base.clip_action(self.spec.action, action)
         position = self._slide(state.position, self.speed * self.dt * action, state.door)
-        distance = jnp.linalg.norm(position - state.goal)
-        reached = distance <= self.goal_radius
-        reward = -distance if self.reward == "distance" else reached.astype(jnp.float32)
         state = dataclasses.replace(state, position=position, velocity=(position - state.position) / self.dt)
+        reached = self.is_solved(state)
+        distance = jnp.linalg.norm(position - state.goal)
+        reward = -distance if self.reward == "distance" else reached.astype(jnp.float32)
         return base.Transition(state, reward, reached & self.terminal)
 
     def random_action(self, key: Array, state: RoomsState) -> Array:
@@ -128,8 +134,20 @@ class Rooms:
         return jnp.clip(0.85 * state.velocity / self.speed + noise, -1.0, 1.0)
 
     def observation(self, state: RoomsState) -> dict[str, Array]:
-        """``{"image": [size, size, 3] uint8}``."""
-        return {"image": self.render(state)}
+        """The parts that ``spec.observation`` names."""
+        parts = {"position": state.position, "door": state.door[None], "goal": state.goal}
+        return {
+            field.name: self.render(state) if field.name == "image" else parts[field.name]
+            for field in self.spec.observation
+        }
+
+    def goal_state(self, state: RoomsState) -> RoomsState:
+        """The same rooms with the dot at rest in the middle of the goal."""
+        return dataclasses.replace(state, position=state.goal, velocity=jnp.zeros(2))
+
+    def is_solved(self, state: RoomsState) -> Array:
+        """Whether the dot has reached the goal."""
+        return jnp.linalg.norm(state.position - state.goal) <= self.goal_radius
 
     def render(self, state: RoomsState, size: int | None = None) -> Array:
         """``[size, size, 3]`` uint8: the box fills the picture."""
