@@ -127,6 +127,45 @@ def train(
 
 @app.command()
 @_example(
+    "jaxwm sweep configs/rssm_bounce.yaml seeds=0..4",
+    "jaxwm sweep configs/rssm_bounce.yaml seeds=0..2 model.deter=128,256 --jobs 2 --metric test/loss",
+)
+def sweep(
+    config: Annotated[pathlib.Path, typer.Argument(help="A YAML file, see configs/.")],
+    grid: Annotated[
+        list[str], typer.Argument(metavar="KEY=A,B|KEY=0..4", help="What varies; 'seeds' is another name of 'seed'.")
+    ],
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="The folder of the run folders; by default sweeps/NAME.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the devices.")] = 1,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="What to aggregate, a name in metrics.jsonl; by default test/*.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would be run.")] = False,
+) -> None:
+    """Trains every combination of some settings, goes on where it was stopped, and aggregates over the seeds."""
+    from rich.console import Console
+
+    from jaxwm import sweep as sweeping
+
+    planned = sweeping.plan(config, grid, out)
+    if dry_run:
+        for run in planned.runs:
+            typer.echo(f"{run.folder}: {run.done()} of {run.steps} steps done")
+        return
+    failed = sweeping.run(planned, jobs, typer.echo)
+    summary = sweeping.summarise(planned, metric or ())
+    (planned.out / "summary.json").write_text(summary.to_json() + "\n")
+    summary.plot(planned.out / "summary.png")
+    Console(highlight=False).print(summary.table())
+    typer.echo(f"wrote {planned.out / 'summary.json'} and {planned.out / 'summary.png'}")
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(planned.runs)} runs failed, see log.txt in their folders")
+
+
+@app.command()
+@_example(
     "jaxwm imagine",
     "jaxwm imagine runs/bounce --horizon 40 --out dream.gif --sheet dream.png",
     "jaxwm imagine runs/bounce --actions random --temperature 1 --seed 3 --out dream.mp4",
