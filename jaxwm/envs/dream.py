@@ -56,10 +56,13 @@ class DreamEnvironments(struct.PyTreeNode):
       variables: of the model.
       starts: its states ``[S, ...]``; a dream begins in any one of them. See `starts_of`.
       temperature: scalar; 1 for what the model expects, above it more chance and below it less, 0 for its mode.
+      penalty: scalar; what a reward loses for each unit of the model's uncertainty, so that nobody learns to go where
+        the model knows nothing (Yu et al. 2020, arXiv:2005.13239); a negative one makes them explore. None for a
+        reward as it is decoded.
 
     Raises:
-      ValueError: ``length`` is below 2, or ``show`` is something else; from `reset`, a model without rewards or with
-        conditions.
+      ValueError: ``length`` is below 2, or ``show`` is something else; from `reset`, a model without rewards, with
+        conditions, or without an uncertainty that could be penalised.
     """
 
     model: WorldModel = struct.field(pytree_node=False)
@@ -68,6 +71,7 @@ class DreamEnvironments(struct.PyTreeNode):
     starts: PyTree
     temperature: Array | float = 1.0
     show: Show = struct.field(pytree_node=False, default="observation")
+    penalty: Array | float | None = None
 
     def __post_init__(self) -> None:
         if self.length < 2:
@@ -108,7 +112,11 @@ class DreamEnvironments(struct.PyTreeNode):
         time = jnp.where(ended, 0, state.time + 1)
         is_last = is_terminal | (time >= self.length - 1)
         assert prediction.reward is not None  # seen to by `reset`
-        reward = jnp.where(ended, 0.0, prediction.reward)
+        reward = prediction.reward
+        if self.penalty is not None:
+            assert prediction.uncertainty is not None  # as well
+            reward -= self.penalty * prediction.uncertainty
+        reward = jnp.where(ended, 0.0, reward)
         observation = self._look(now, prediction.observation)
         return DreamState(now, time, is_last), Step(observation, reward, ended, is_last, is_terminal)
 
@@ -147,8 +155,11 @@ class DreamEnvironments(struct.PyTreeNode):
         if self.model.spec.condition:
             names = ", ".join(field.name for field in self.model.spec.condition)
             raise ValueError(f"this model dreams under conditions ({names}), which an environment does not have")
-        if jax.eval_shape(self.model.decode, self.variables, self.model.init_state(1)).reward is None:
+        prediction = jax.eval_shape(self.model.decode, self.variables, self.model.init_state(1))
+        if prediction.reward is None:
             raise ValueError("this model predicts no reward, so nothing could be learned in its dreams")
+        if self.penalty is not None and prediction.uncertainty is None:
+            raise ValueError("this model says nothing of its uncertainty, so there is nothing to penalise")
 
 
 def starts_of(model: WorldModel, variables: Variables, key: Array, trajectory: Trajectory) -> PyTree:
@@ -176,6 +187,7 @@ def load_dream(
     anywhere: bool = False,
     show: Show = "observation",
     temperature: float = 1.0,
+    penalty: float | None = None,
     split: str = "train",
     seed: int = 0,
     step: int | str | None = None,
@@ -190,6 +202,7 @@ def load_dream(
       anywhere: whether they are taken anywhere in an episode and not from its beginning.
       show: what the dreams show, see `DreamEnvironments`.
       temperature: of the dreams.
+      penalty: on uncertainty, see `DreamEnvironments`.
       split: of the data.
       seed: of what is chosen, and of the model's states.
       step: which checkpoint, as in `jaxwm.load_run`.
@@ -215,7 +228,7 @@ def load_dream(
     first = rng.integers(latest + 1) if anywhere else np.zeros_like(latest)
     trajectory = source.windows(indices.tolist(), first.tolist(), context)
     states = starts_of(run.model, run.variables, jax.random.key(seed), jax.tree.map(jnp.asarray, trajectory))
-    return DreamEnvironments(run.model, length, run.variables, states, temperature, show)
+    return DreamEnvironments(run.model, length, run.variables, states, temperature, show, penalty)
 
 
 def _sharpened(chance: Array, temperature: Array) -> Array:

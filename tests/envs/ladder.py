@@ -15,11 +15,13 @@ SPEC = Spec((Field("image", (2, 3, 1), "uint8"), Field("vector", (2,), "float32"
 class Ladder:
     """Choice k climbs k rungs; the reward is the new height; it goes on with probability ``params["stay"]``.
 
-    The vector is (height, luck), where luck is normal times the temperature. The picture is height / 10 everywhere.
+    The vector is (height, luck), where luck is normal times the temperature. The picture is height / 10 everywhere. The
+    uncertainty is the square of the height.
     """
 
     spec: Spec = SPEC
     rewards: bool = True
+    doubts: bool = True
     continues: bool = True
 
     def init_state(self, batch_size):
@@ -43,6 +45,7 @@ class Ladder:
             {"image": picture, "vector": state},
             reward=height if self.rewards else None,
             continuation=stay if self.continues else None,
+            uncertainty=height**2 if self.doubts else None,
         )
 
 
@@ -59,6 +62,6 @@ class Climber:
         return jnp.tile(jnp.eye(3)[2], (len(is_first), 1)), None
 
 
-def make(stay=1.0, length=4, starts=(0.0,), temperature=1.0, show="observation", **options):
+def make(stay=1.0, length=4, starts=(0.0,), temperature=1.0, show="observation", penalty=None, **options):
     states = jnp.stack([jnp.asarray(starts), jnp.zeros(len(starts))], axis=1)
-    return DreamEnvironments(Ladder(**options), length, {"params": {"stay": stay}}, states, temperature, show)
+    return DreamEnvironments(Ladder(**options), length, {"params": {"stay": stay}}, states, temperature, show, penalty)

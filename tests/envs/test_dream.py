@@ -85,6 +85,13 @@ def test_temperature_reaches_the_model_and_a_model_without_continuation_never_en
     assert not step.is_terminal.any()
 
 
+def test_uncertainty_is_penalised_or_paid_for():
+    assert [float(step.reward[0]) for step in walk(ladder.make(penalty=0.5), [1, 2])] == [0, 1 - 0.5, 3 - 4.5]
+    assert [float(step.reward[0]) for step in walk(ladder.make(penalty=-1.0), [1, 2])] == [0, 2, 12]
+    with pytest.raises(ValueError, match="nothing of its uncertainty"):
+        ladder.make(penalty=0.0, doubts=False).reset(keys(0))
+
+
 def test_features_in_place_of_the_observation():
     dream = ladder.make(show="features", starts=(2.0,))
     assert dream.spec == Spec((Field("features", (3,), "float32"),), ActionSpec(3, discrete=True))
