@@ -1,4 +1,4 @@
-"""The command line: `jaxwm doctor | data | train | imagine | evaluate | report | export | bench`.
+"""The command line: `jaxwm doctor | data | train | evolve | imagine | evaluate | report | export | bench`.
 
 A person's mistake is one line on stderr and exit status 2; a traceback comes only with ``--debug``. Everything heavy
 is imported inside the commands, so that ``--help`` is quick.
@@ -162,6 +162,47 @@ def sweep(
     typer.echo(f"wrote {planned.out / 'summary.json'} and {planned.out / 'summary.png'}")
     if failed:
         raise SystemExit(f"{len(failed)} of {len(planned.runs)} runs failed, see log.txt in their folders")
+
+
+@app.command()
+@_example(
+    "jaxwm evolve runs/dodge",
+    "jaxwm evolve runs/dodge evolution.temperature=1.15 evolution.generations=200 --out runs/dodge/warm",
+)
+def evolve(
+    run: Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="evolution.KEY=VALUE", help="Overrides of that section.")
+    ] = None,
+    out: Annotated[pathlib.Path | None, typer.Option(help="Its folder; by default RUN/evolution.")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="How many to score the controller by.")] = 100,
+    step: Step = None,
+) -> None:
+    """Evolves a linear controller in the dream of a model, and scores it there and in the simulator it has never seen.
+
+    Goes on where the evolution in the same folder stopped.
+    """
+    import json
+
+    from jaxwm.agents.evolution import evolve_run, load_controller, score_controller
+    from jaxwm.config import parse_config
+
+    for override in overrides or ():
+        if not override.startswith("evolution."):
+            raise ValueError(f"{override}: only the section evolution can be overridden, the model is trained")
+    loaded = _load(run, step)
+    values = loaded.config.model_dump(mode="json", serialize_as_any=True)
+    settings = parse_config(values, overrides or (), source=str(run)).evolution
+    folder = out or run / "evolution"
+    evolve_run(loaded, folder, settings, log=typer.echo)
+    scores = score_controller(loaded, *load_controller(loaded, folder), settings, episodes)
+    summary = {
+        name: {"mean": float(x.mean()), "std": float(x.std()), "episodes": len(x)} for name, x in scores.items()
+    }
+    (folder / "scores.json").write_text(json.dumps(summary, indent=1) + "\n")
+    for name, figures in summary.items():
+        typer.echo(f"{name:6s} {figures['mean']:.4g} ± {figures['std']:.4g} over {episodes} episodes")
+    typer.echo(f"wrote {folder / 'scores.json'}")
 
 
 @app.command()

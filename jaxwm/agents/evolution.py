@@ -25,11 +25,13 @@ import numpy as np
 
 from jaxwm import data
 from jaxwm.acting import PolicyAgent, play_world
-from jaxwm.config import EvolutionConfig
+from jaxwm.config import EvolutionConfig, build_world
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.imagination import Policy, observe_sequence
 from jaxwm.training.interruption import Interrupted, Interruption
 from jaxwm.types import ActionSpec, Array, PyTree, Variables, WorldModel
+from jaxwm.worlds import Policy as WorldPolicy
+from jaxwm.worlds import World, random_policy, rollout
 
 if TYPE_CHECKING:
     from jaxwm.training import Run
@@ -301,6 +303,40 @@ def load_controller(run: Run, folder: str | os.PathLike[str]) -> tuple[PolicyAge
     if params["kernel"].shape != wanted:
         raise EvolutionError(f"{path}: a controller of {params['kernel'].shape}, this model needs {wanted}")
     return PolicyAgent(run.model, controller), (run.variables, params)
+
+
+def score_controller(
+    run: Run,
+    agent: PolicyAgent,
+    params: tuple[Variables, PyTree],
+    settings: EvolutionConfig,
+    episodes: int = 100,
+    seed: int = 1,
+) -> dict[str, Array]:
+    """Scores ``[episodes]`` by name, of at most ``settings.horizon`` steps each: what a controller is worth where.
+
+    ``dream`` is in the dream it was made for, at the same temperature and from held-out first frames. ``world`` and,
+    to compare, ``random`` are in the simulator that made the run's data; they are missing where none did.
+    """
+    dream_key, world_key, random_key = jax.random.split(jax.random.key(seed), 3)
+    starts = dream_starts(run, episodes, seed, "test")
+    trials = DreamTrials(run.model, agent.policy, episodes, settings.horizon)
+    inputs = (params[0], starts, jnp.float32(settings.temperature))
+    alone = jax.tree.map(lambda x: x[None], params[1])
+    scores = {"dream": jax.jit(trials)(inputs, alone, dream_key)[0]}
+    if run.config.data.generate is not None:
+        world = build_world(run.config.data.generate.world)
+        environments = WorldEnvironments(world, settings.horizon + 1)
+        scores["world"] = play_world(agent, params, world_key, environments, episodes).score
+        scores["random"] = policy_scores(world, random_policy, random_key, settings.horizon, episodes)
+    return scores
+
+
+@functools.partial(jax.jit, static_argnames=("world", "policy", "horizon", "episodes"))
+def policy_scores(world: World, policy: WorldPolicy, key: Array, horizon: int, episodes: int) -> Array:
+    """Scores ``[episodes]`` of a policy of the world's own, in episodes of at most ``horizon`` steps."""
+    play = lambda key: rollout(world, key, horizon + 1, policy).reward.sum()  # noqa: E731
+    return jax.vmap(play)(jax.random.split(key, episodes))
 
 
 def _make_strategy(settings: EvolutionConfig, params: PyTree) -> tuple[Any, Any]:

@@ -76,8 +76,8 @@ class Dodge:
     balls: Annotated[int, pydantic.Field(ge=1, le=16)] = 2
     size: pydantic.PositiveInt = 32
     camera: Literal["player", "fixed"] = "player"
-    radius: base.Positive = 0.06
-    player_radius: base.Positive = 0.06
+    radius: base.Positive = 0.07
+    player_radius: base.Positive = 0.05
     speed: base.Positive = 0.8
     fall: base.PositiveRange = (0.5, 1.0)
     spread: base.NonNegative = 0.1

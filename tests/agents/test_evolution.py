@@ -1,6 +1,7 @@
 """Evolution in the dream, on dreams so simple that the best controller and its score are known."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
@@ -14,12 +15,16 @@ from flax import struct
 
 from jaxwm.acting import PolicyAgent, play_world
 from jaxwm.agents import evolution
-from jaxwm.agents.evolution import DreamTrials, EvolutionError, LinearController, WorldTrials, evolve
-from jaxwm.config import EvolutionConfig
+from jaxwm.agents.evolution import DreamTrials, EvolutionError, LinearController, WorldTrials, evolve, load_controller
+from jaxwm.cli import main
+from jaxwm.config import EvolutionConfig, build_model, load_config
+from jaxwm.data import ensure_dataset, load_spec
 from jaxwm.envs.worlds import WorldEnvironments
-from jaxwm.types import ActionSpec, Field, Prediction, Spec
+from jaxwm.training import Run, load_run, save_weights
+from jaxwm.types import ActionSpec, Field, Prediction, Spec, example_batch
 from jaxwm.worlds import Dodge
 
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SPEC = Spec((Field("vector", (1,), "float32"),), ActionSpec(1, low=(-1.0,), high=(1.0,)))
 SETTINGS = EvolutionConfig(population=8, dreams=3, horizon=6, generations=3, sigma=0.3, checkpoint_every=1)
 
@@ -165,6 +170,45 @@ def test_the_first_candidates_spread_by_sigma():
 
 
 @pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """The folder of an untrained `mdn_rnn` for a small `dodge`, and its episodes."""
+    folder = tmp_path_factory.mktemp("dodge")
+    config = load_config(CONFIGS / "mdn_rnn_tiny.yaml", [f"data.path={folder / 'data'}"])
+    ensure_dataset(config.data)
+    spec = load_spec(config)
+    model = build_model(config.model, spec)
+    variables = jax.jit(model.init)(jax.random.key(0), example_batch(spec, 1, 2))
+    save_weights(Run(config, spec, model, variables, 0), folder / "run")
+    return folder / "run"
+
+
+def test_the_command_evolves_and_scores_and_three_lines_load_it(run_dir, capsys):
+    command = ["evolve", str(run_dir), "evolution.generations=2", "evolution.checkpoint_every=1", "--episodes", "6"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "generation 2: mean" in said
+    scores = json.loads((run_dir / "evolution" / "scores.json").read_text())
+    assert {name: figures["episodes"] for name, figures in scores.items()} == {"dream": 6, "world": 6, "random": 6}
+    assert scores["random"]["mean"] > 1
+
+    run = load_run(run_dir)
+    agent, params = load_controller(run, run_dir / "evolution")
+    played = play_world(agent, params, jax.random.key(0), WorldEnvironments(Dodge(size=16), 21), 6)
+    assert played.score.shape == (6,)
+    assert params[1]["kernel"].shape == (4 + 16, 3)
+
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, cell_features=True))
+    with pytest.raises(EvolutionError, match=r"a controller of \(20, 3\), this model needs \(36, 3\)"):
+        load_controller(other, run_dir / "evolution")
+    with pytest.raises(EvolutionError, match="there is no evolution in this folder"):
+        load_controller(run, run_dir)
+    assert main(["evolve", str(run_dir), "model.latent=3"]) == 2
+    assert "only the section evolution" in capsys.readouterr().err
+    assert main(["evolve", str(run_dir), "evolution.populaton=3"]) == 2
+    assert "did you mean 'population'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
 def start():
     return {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
 
@@ -212,12 +256,12 @@ def test_the_population_is_split_evenly(start):
         evolve(trials(), inputs(), start, SETTINGS, devices=[jax.devices()[0]] * 3)
 
 
-def test_eight_devices_evolve_what_one_does():
+def test_two_devices_evolve_what_one_does():
     program = """
 import jax, numpy as np
 from tests.agents.test_evolution import SETTINGS, DriftModel, evolve, inputs, trials
 import jax.numpy as jnp
-assert jax.local_device_count() == 8
+assert jax.local_device_count() == 2
 start = {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
 noisy = trials(DriftModel(noise=1.0))
 all_of_them, one = (evolve(noisy, inputs(), start, SETTINGS, devices=d) for d in (None, jax.devices()[:1]))
@@ -225,7 +269,7 @@ np.testing.assert_allclose(all_of_them.history, one.history, rtol=1e-5)
 np.testing.assert_allclose(all_of_them.params["bias"], one.params["bias"], rtol=1e-4)
 print("equal")
 """
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     root = pathlib.Path(__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True, timeout=300

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from random_variables import random_variables
 
-from jaxwm.nn import BlockGRU, GRUCell
+from jaxwm.nn import BlockGRU, GRUCell, LSTMCell
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -40,6 +40,28 @@ def test_cells_carry_their_state_through_a_scan_in_its_dtype():
     variables = random_variables(cell, jnp.zeros((2, 4)), inputs[0])
     last, _ = jax.lax.scan(lambda h, x: (cell.apply(variables, h, x), None), jnp.zeros((2, 4)), inputs)
     assert last.dtype == jnp.float32
+
+
+def test_lstm_equals_its_equations():
+    hidden, cell, inputs = (jax.random.normal(jax.random.key(i), (2, size)) for i, size in enumerate((4, 4, 3)))
+    variables = random_variables(LSTMCell(4), hidden, cell, inputs)
+    p = {name: np.asarray(value, np.float64) for name, value in variables["params"].items()}
+
+    def gate(k):
+        part = slice(4 * k, 4 * k + 4)
+        return inputs @ p["input_kernel"][:, part] + hidden @ p["hidden_kernel"][:, part] + p["bias"][part]
+
+    expected_cell = _sigmoid(gate(1)) * cell + _sigmoid(gate(0)) * np.tanh(gate(2))
+    result = LSTMCell(4).apply(variables, hidden, cell, inputs)
+    np.testing.assert_allclose(result[1], expected_cell, atol=1e-5)
+    np.testing.assert_allclose(result[0], _sigmoid(gate(3)) * np.tanh(expected_cell), atol=1e-5)
+
+
+def test_lstm_starts_by_remembering_and_refuses_another_width():
+    params = LSTMCell(4).init(jax.random.key(0), jnp.zeros((2, 4)), jnp.zeros((2, 4)), jnp.zeros((2, 3)))["params"]
+    np.testing.assert_array_equal(params["bias"], [0] * 4 + [1] * 4 + [0] * 8)
+    with pytest.raises(ValueError, match="cell has 5 features, expected 4"):
+        LSTMCell(4).init(jax.random.key(0), jnp.zeros((2, 4)), jnp.zeros((2, 5)), jnp.zeros((2, 3)))
 
 
 def _silu(x):
