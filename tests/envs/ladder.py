@@ -15,8 +15,8 @@ SPEC = Spec((Field("image", (2, 3, 1), "uint8"), Field("vector", (2,), "float32"
 class Ladder:
     """Choice k climbs k rungs; the reward is the new height; it goes on with probability ``params["stay"]``.
 
-    The vector is (height, luck), where luck is normal times the temperature. The picture is height / 10 everywhere. The
-    uncertainty is the square of the height.
+    The vector is (height, luck), where luck is normal times the temperature. The picture is height / 10 everywhere;
+    the uncertainty is the square of the height.
     """
 
     spec: Spec = SPEC
