@@ -43,6 +43,7 @@ EXTRAS = {
     "cuda": Extra("NVIDIA GPUs", ("jax_cuda13_plugin",)),
     "tpu": Extra("TPUs", ("libtpu",)),
     "peers": Extra("compare with the PyTorch listings", ("torch",)),
+    "rl": Extra("train Stable-Baselines3 in dreams", ("stable_baselines3",)),
     "dev": Extra("tests and linters", ("pytest", "hypothesis", "ruff", "mypy")),
 }
 """The optional dependencies of the package by the name that pip takes."""
