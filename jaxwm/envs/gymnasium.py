@@ -132,7 +132,9 @@ class GymnasiumEnvironments:
         """Closes the copies; another `reset` makes new ones."""
         copies, self._copies = self._copies, []
         for copy in copies:
-            copy.env.close()
+            # What has crashed often cannot be closed either, and its first error is the one that matters.
+            with contextlib.suppress(Exception):
+                copy.env.close()
 
     def _together(self, rows: Sequence[_Row]) -> Step:
         column = lambda name: np.array([getattr(row, name) for row in rows])  # noqa: E731

@@ -98,6 +98,10 @@ class Faulty(Counting):
     def render(self):
         return super().render()[..., :2] if self.is_due() else super().render()
 
+    def close(self):
+        if self.is_due():
+            raise RuntimeError("it cannot even be closed")
+
 
 for name, entry in {"Counting": Counting, "Everything": Everything, "Unfit": Unfit, "Faulty": Faulty}.items():
     gym.register(f"Jaxwm{name}-v0", entry)

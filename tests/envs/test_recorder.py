@@ -183,3 +183,16 @@ def test_real_environments(env_id, observe, fields, action):
         for array in episode.observation.values():
             assert (array[0] != array[-1]).any()
             assert array.std() > 0
+
+
+def test_a_fault_ends_the_recording_with_what_went_wrong_first():
+    episodes = Recorder("JaxwmFaulty-v0", observe="vectors", parallel=1).episodes(3)
+    next(episodes)
+    with pytest.raises(EnvError, match="JaxwmFaulty-v0: copy 0, episode 1, step 2: it failed: RuntimeError"):
+        next(episodes)
+
+
+def test_actions_are_repeated_and_their_rewards_summed():
+    _, (episode, *_) = record(3, repeat=2, parallel=1)
+    assert episode.reward.tolist() == [1 + 2, 3, 0]
+    assert episode.observation["vector"][:, 1].tolist() == [0, 2, 3]
