@@ -11,6 +11,7 @@ Any world model with reward and continuation can dream; `WorldTrials` evolves in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -213,7 +214,7 @@ def evolve(
     Raises:
       EvolutionError: the folder holds an evolution with other settings or a damaged file, or the population does not
         divide by the number of devices.
-      Interrupted: SIGTERM or SIGINT asked to stop; the state is saved.
+      Interrupted: SIGTERM or SIGINT asked to stop; the state is saved in ``folder``.
     """
     devices = tuple(devices or jax.local_devices())
     if settings.population % len(devices):
@@ -234,7 +235,9 @@ def evolve(
         if path is not None:
             _save(path, state, strategy.get_mean(state), history, settled)
 
-    with Interruption() as interruption:
+    with contextlib.ExitStack() as stack:
+        # Without a folder nothing can be saved, and a signal has its usual effect.
+        interruption = None if path is None else stack.enter_context(Interruption())
         for generation in range(len(history), settings.generations):
             state, figures = step(state, coefficients, inputs, jax.random.fold_in(key, generation))
             history.append(tuple(float(figures[name]) for name in FIGURES))
@@ -244,9 +247,9 @@ def evolve(
                 if log is not None:
                     mean, best, sigma = history[-1]
                     log(f"generation {done}: mean {mean:.4g}, best {best:.4g}, sigma {sigma:.3g}")
-            if (stop := interruption.requested(done)) is not None:
+            if path is not None and interruption is not None and (stop := interruption.requested(done)) is not None:
                 save()
-                raise Interrupted(stop, done, path.parent if path is not None else pathlib.Path("."))
+                raise Interrupted(stop, done, path.parent)
     return Evolved(strategy.get_mean(state), np.asarray(history, np.float32))
 
 
@@ -323,7 +326,7 @@ def score_controller(
     trials = DreamTrials(run.model, agent.policy, episodes, settings.horizon)
     inputs = (params[0], starts, jnp.float32(settings.temperature))
     alone = jax.tree.map(lambda x: x[None], params[1])
-    scores = {"dream": jax.jit(trials)(inputs, alone, dream_key)[0]}
+    scores = {"dream": _try(trials, inputs, alone, dream_key)[0]}
     if run.config.data.generate is not None:
         world = build_world(run.config.data.generate.world)
         environments = WorldEnvironments(world, settings.horizon + 1)
@@ -337,6 +340,11 @@ def policy_scores(world: World, policy: WorldPolicy, key: Array, horizon: int, e
     """Scores ``[episodes]`` of a policy of the world's own, in episodes of at most ``horizon`` steps."""
     play = lambda key: rollout(world, key, horizon + 1, policy).reward.sum()  # noqa: E731
     return jax.vmap(play)(jax.random.split(key, episodes))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _try(trials: Trials, inputs: PyTree, candidates: PyTree, key: Array) -> Array:
+    return trials(inputs, candidates, key)
 
 
 def _make_strategy(settings: EvolutionConfig, params: PyTree) -> tuple[Any, Any]:

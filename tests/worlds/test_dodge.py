@@ -122,9 +122,22 @@ def test_a_touch_between_two_frames_counts(player, x, y, velocity_x, velocity_y,
         assert float(after.reward) == (gap > 0)
 
 
-def test_the_picture_shows_the_player_in_the_middle_or_the_whole_box():
+@pytest.fixture(scope="module")
+def pictures():
+    """A player left of the middle and a fireball above; all pictures of it through one compilation."""
     state = _state(0.25, [[0.25, 0.3]], [[0.0, 1.0]])
-    follows, fixed = (np.asarray(Dodge(balls=1, size=40, camera=name).render(state)) for name in ("player", "fixed"))
+    world = Dodge(balls=1)
+
+    def draw(state):
+        faster = dataclasses.replace(state, velocity=3 * state.velocity)
+        follows, fixed = (Dodge(balls=1, size=40, camera=name).render(state) for name in ("player", "fixed"))
+        return follows, fixed, world.render(state), world.render(state, 20), world.render(faster)
+
+    return jax.device_get(jax.jit(draw)(state))
+
+
+def test_the_picture_shows_the_player_in_the_middle_or_the_whole_box(pictures):
+    follows, fixed, plain, small, _ = pictures
     bottom, height = int(dodge.HEIGHT * 40), 12
     np.testing.assert_array_equal(follows[bottom, 20], dodge.PLAYER)
     np.testing.assert_array_equal(follows[height, 20], dodge.FIREBALL)
@@ -132,15 +145,12 @@ def test_the_picture_shows_the_player_in_the_middle_or_the_whole_box():
     np.testing.assert_array_equal(fixed[bottom, 10], dodge.PLAYER)
     np.testing.assert_array_equal(fixed[height, 10], dodge.FIREBALL)
     np.testing.assert_array_equal(fixed[height, 4], dodge.BACKGROUND)
-    assert Dodge(balls=1).render(state).shape == (32, 32, 3)
-    assert Dodge(balls=1).render(state, 20).shape == (20, 20, 3)
+    assert plain.shape == (32, 32, 3)
+    assert small.shape == (20, 20, 3)
 
 
-def test_a_picture_does_not_tell_velocities():
-    state = _state(0.5, [[0.4, 0.3]], [[0.0, 1.0]])
-    faster = dataclasses.replace(state, velocity=3 * state.velocity)
-    world = Dodge(balls=1)
-    np.testing.assert_array_equal(world.render(state), world.render(faster))
+def test_a_picture_does_not_tell_velocities(pictures):
+    np.testing.assert_array_equal(pictures[2], pictures[4])
 
 
 def test_the_scripted_policy_steps_out_of_the_way():
