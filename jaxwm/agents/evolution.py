@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwm import data
-from jaxwm.acting import PolicyAgent, play_world
+from jaxwm.acting import PolicyAgent, play, play_world
 from jaxwm.config import EvolutionConfig, build_world
+from jaxwm.data.episodes import read_header
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.imagination import Policy, observe_sequence
 from jaxwm.training.interruption import Interrupted, Interruption
@@ -318,8 +319,9 @@ def score_controller(
 ) -> dict[str, Array]:
     """Scores ``[episodes]`` by name, of at most ``settings.horizon`` steps each: what a controller is worth where.
 
-    ``dream`` is in the dream it was made for, at the same temperature and from held-out first frames. ``world`` and,
-    to compare, ``random`` are in the simulator that made the run's data; they are missing where none did.
+    ``dream`` is in the dream it was made for, at the same temperature and from held-out first frames. ``world`` is
+    where the run's data came from, a simulator or a Gymnasium environment; with a simulator ``random`` is what its
+    random policy scores there. They are missing where neither is known.
     """
     dream_key, world_key, random_key = jax.random.split(jax.random.key(seed), 3)
     starts = dream_starts(run, episodes, seed, "test")
@@ -332,6 +334,22 @@ def score_controller(
         environments = WorldEnvironments(world, settings.horizon + 1)
         scores["world"] = play_world(agent, params, world_key, environments, episodes).score
         scores["random"] = policy_scores(world, random_policy, random_key, settings.horizon, episodes)
+        return scores
+    recorded = read_header(run.config.data.path)["metadata"].get("record")
+    if recorded is not None:
+        from jaxwm.envs import GymnasiumEnvironments
+
+        with contextlib.closing(
+            GymnasiumEnvironments(
+                recorded["environment"],
+                min(episodes, 8),
+                observe=recorded["observe"],
+                size=recorded["size"],
+                max_length=settings.horizon + 1,
+                options=recorded["options"],
+            )
+        ) as gymnasium:
+            scores["world"] = play(agent, params, world_key, gymnasium, episodes).score
     return scores
 
 
