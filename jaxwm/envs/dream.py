@@ -197,9 +197,10 @@ def load_dream(
     Args:
       run: a run folder, or what `jaxwm.load_run` returned.
       length: entries after which a dream is cut.
-      starts: how many different beginnings, an episode each (or as many as there are).
+      starts: how many different beginnings.
       context: frames that the model is shown first; by default as the run's configuration says.
-      anywhere: whether they are taken anywhere in an episode and not from its beginning.
+      anywhere: whether those frames lie anywhere, all of the data alike, so that short dreams too come to everything
+        that was seen; else each are the first of an episode, and there are no more starts than episodes.
       show: what the dreams show, see `DreamEnvironments`.
       temperature: of the dreams.
       penalty: on uncertainty, see `DreamEnvironments`.
@@ -223,9 +224,13 @@ def load_dream(
     context = context or run.config.evaluation.context
     source = matching_split(run.config, run.spec, split, starts)
     rng = np.random.default_rng(seed)
-    indices = rng.permutation(len(source.lengths))[:starts]
-    latest = np.maximum(source.lengths[indices] - context, 0)
-    first = rng.integers(latest + 1) if anywhere else np.zeros_like(latest)
+    windows = np.maximum(source.lengths - context, 0) + 1
+    if anywhere:
+        indices = rng.choice(len(windows), starts, p=windows / windows.sum())
+        first = rng.integers(windows[indices])
+    else:
+        indices = rng.permutation(len(windows))[:starts]
+        first = np.zeros_like(indices)
     trajectory = source.windows(indices.tolist(), first.tolist(), context)
     states = starts_of(run.model, run.variables, jax.random.key(seed), jax.tree.map(jnp.asarray, trajectory))
     return DreamEnvironments(run.model, length, run.variables, states, temperature, show, penalty)

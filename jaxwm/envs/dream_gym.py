@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium as gym
 import jax
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from jaxwm.envs.dream import DreamEnvironments, DreamState, load_dream
 from jaxwm.envs.stepped import SteppedEnvironments
@@ -53,7 +54,7 @@ class DreamEnv(gym.Env):
         super().reset(seed=seed)
         step = self._stepped.reset(int(self.np_random.integers(2**31)))
         self._is_over = False
-        return _first(_shown(self._stepped.spec, step.observation)), {}
+        return _row(_shown(self._stepped.spec, step.observation), 0), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One entry on.
@@ -67,7 +68,7 @@ class DreamEnv(gym.Env):
         step = self._stepped.step(np.asarray(action)[None])
         terminated, last = bool(step.is_terminal[0]), bool(step.is_last[0])
         self._is_over = last
-        observation = _first(_shown(self._stepped.spec, step.observation))
+        observation = _row(_shown(self._stepped.spec, step.observation), 0)
         return observation, float(step.reward[0]), terminated, last and not terminated, {}
 
     def render(self) -> Any:
@@ -76,28 +77,42 @@ class DreamEnv(gym.Env):
 
 
 class DreamVectorEnv(gym.vector.VectorEnv):
-    """N dreams in one compiled step; ended ones begin anew in place of the next step (``AutoresetMode.NEXT_STEP``).
+    """N dreams in one compiled step.
 
     Args:
       run: a run folder, or dreams that are made already.
       num_envs: N.
+      autoreset_mode: when ended dreams begin anew: in place of the next step, or within the step that ended them
+        (``AutoresetMode.SAME_STEP``; what they showed last is in ``info["final_obs"]`` then).
       render_mode: ``rgb_array``, or None.
       settings: as for `DreamEnv`.
 
     Raises:
-      RunError, DataError, ValueError: as `DreamEnv`.
+      RunError, DataError, ValueError: as `DreamEnv`; another ``autoreset_mode``.
     """
 
     metadata = {  # noqa: RUF012  (gymnasium's own form)
         "render_modes": ["rgb_array"],
         "render_fps": 15,
-        "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
-    def __init__(self, run: Source, num_envs: int = 1, *, render_mode: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        run: Source,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        if autoreset_mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+            raise ValueError(f"autoreset_mode is {autoreset_mode}, expected NEXT_STEP or SAME_STEP")
         self._dream = _open(run, settings)
         self._stepped = SteppedEnvironments(self._dream, num_envs)
-        self.metadata = _metadata(self._dream, type(self).metadata, render_mode)
+        self._is_same_step = autoreset_mode == AutoresetMode.SAME_STEP
+        modes = {**type(self).metadata, "autoreset_mode": autoreset_mode}
+        self.metadata = _metadata(self._dream, modes, render_mode)
         self.render_mode = render_mode
         self.num_envs = num_envs
         self.single_observation_space = observation_space(self._stepped.spec)
@@ -120,7 +135,12 @@ class DreamVectorEnv(gym.vector.VectorEnv):
         step = self._stepped.step(actions)
         terminated, last = np.asarray(step.is_terminal), np.asarray(step.is_last)
         observation = _shown(self._stepped.spec, step.observation)
-        return observation, np.asarray(step.reward, np.float64), terminated, last & ~terminated, {}
+        info: dict[str, Any] = {}
+        if self._is_same_step and last.any():
+            for row in np.flatnonzero(last).tolist():
+                info = self._add_info(info, {"final_obs": _row(observation, row), "final_info": {}}, row)
+            observation = _shown(self._stepped.spec, self._stepped.renew().observation)
+        return observation, np.asarray(step.reward, np.float64), terminated, last & ~terminated, info
 
     def render(self) -> tuple[Any, ...] | None:
         """``[H, W, 3]`` uint8 of each dream; None without a render mode."""
@@ -176,8 +196,8 @@ def _shown(spec: Spec, observation: Mapping[str, Any]) -> Any:
     return observation[spec.observation[0].name] if len(spec.observation) == 1 else dict(observation)
 
 
-def _first(observation: Any) -> Any:
-    return {k: v[0] for k, v in observation.items()} if isinstance(observation, dict) else observation[0]
+def _row(observation: Any, row: int) -> Any:
+    return {k: v[row] for k, v in observation.items()} if isinstance(observation, dict) else observation[row]
 
 
 gym.register(

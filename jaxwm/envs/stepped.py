@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxwm.envs.base import CompiledEnvironments, Step
@@ -32,6 +33,7 @@ class SteppedEnvironments:
         self._spec, self._count = environments.spec, count
         self._key: Array | None = None
         self._state: PyTree = None
+        self._step: Step | None = None
         self._ended = np.zeros(count, bool)
         self._time = 0
 
@@ -69,10 +71,17 @@ class SteppedEnvironments:
         self._state, step = _step(self.environments, self._key, np.int32(self._time), self._state, action)
         return self._checked(step)
 
+    def renew(self) -> Step:
+        """Begins those anew whose last step ended an episode, at once; what all of them show then."""
+        assert self._key is not None and self._step is not None
+        self._state, step = _renew(self.environments, self._key, np.int32(self._time), self._state, self._step)
+        return self._checked(step)
+
     def close(self) -> None:
         """Nothing is held."""
 
     def _checked(self, step: Step) -> Step:
+        self._step = step
         step = jax.tree.map(np.array, jax.device_get(step))  # copies, because jax's own cannot be written to
         self._ended = np.array(step.is_last)
         numbers = {"reward": step.reward, **{field.name: step.observation[field.name] for field in self._spec.vectors}}
@@ -93,6 +102,17 @@ def _step(
     environments: CompiledEnvironments, key: Array, time: Array, state: PyTree, action: Array
 ) -> tuple[PyTree, Step]:
     return environments.step(_row_keys(key, time, action.shape[0]), state, action)
+
+
+@jax.jit
+def _renew(
+    environments: CompiledEnvironments, key: Array, time: Array, state: PyTree, step: Step
+) -> tuple[PyTree, Step]:
+    ended = step.is_last
+    key = jax.random.fold_in(key, 0)  # a stream of its own: steps are folded in from 1 on
+    fresh = environments.reset(_row_keys(key, time, ended.shape[0]))
+    choose = lambda new, old: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
+    return jax.tree.map(choose, fresh, (state, step))
 
 
 def _row_keys(key: Array, time: Array | int, count: int) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ladder
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_checker import check_env, data_equivalence
 
 from jaxwm.envs import DreamEnvironments
 from jaxwm.envs.dream_gym import DreamEnv, DreamVectorEnv, action_space, observation_space
@@ -67,17 +67,19 @@ def test_an_episode():
     assert ending.step(0)[2:4] == (True, False)  # by the rules, although its time was up as well
 
 
-def test_the_vector_environment_steps_as_gymnasiums_own_do():
-    single = lambda: DreamEnv(ladder.make(length=3, temperature=0.0))  # noqa: E731
-    theirs = gym.vector.SyncVectorEnv([single, single])
-    ours = DreamVectorEnv(ladder.make(length=3, temperature=0.0), 2)
+@pytest.mark.parametrize("mode", [gym.vector.AutoresetMode.NEXT_STEP, gym.vector.AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize("stay", [1.0, 0.4])  # at temperature 0: an end by the clock, or by the rules at once
+def test_the_vector_environment_steps_as_gymnasiums_own_do(mode, stay):
+    single = lambda: DreamEnv(ladder.make(stay=stay, length=3, temperature=0.0))  # noqa: E731
+    theirs = gym.vector.SyncVectorEnv([single, single], autoreset_mode=mode)
+    ours = DreamVectorEnv(ladder.make(stay=stay, length=3, temperature=0.0), 2, autoreset_mode=mode)
     assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"]
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
     assert ours.single_observation_space == theirs.single_observation_space
     reset = [env.reset(seed=0)[0] for env in (ours, theirs)]
     np.testing.assert_array_equal(reset[0]["vector"], reset[1]["vector"])
-    for action in ([1, 2], [0, 1], [2, 2], [1, 1]):
+    for action in ([1, 2], [0, 1], [2, 2], [1, 1], [0, 2]):
         mine, other = (env.step(np.array(action)) for env in (ours, theirs))
         assert mine[0] in ours.observation_space
         for name in ("image", "vector"):
@@ -85,6 +87,7 @@ def test_the_vector_environment_steps_as_gymnasiums_own_do():
         for one, two in zip(mine[1:4], other[1:4], strict=True):
             np.testing.assert_array_equal(one, two)
             assert one.dtype == two.dtype
+        assert data_equivalence(mine[4], other[4])
 
 
 def test_the_same_seed_is_the_same_dream():
@@ -97,6 +100,10 @@ def test_the_same_seed_is_the_same_dream():
     np.testing.assert_array_equal(luck(seed=1), luck(seed=1))
     assert not np.array_equal(luck(seed=1), luck(seed=2))
     assert not np.array_equal(luck(seed=1), luck())
+    env = DreamEnv(ladder.make())
+    lucks = [(env.reset(seed=seed), env.step(0)[0]["vector"][1])[1] for seed in (0, None, None, 0)]
+    assert lucks[0] == lucks[3]
+    assert len(set(lucks)) == 3
 
 
 def test_wrappers_know_no_difference():
@@ -120,6 +127,8 @@ def test_mistakes_are_one_line():
         DreamEnv(ladder.make(), render_mode="human")
     with pytest.raises(ValueError, match="render_mode is 'rgb_array', expected None"):
         DreamVectorEnv(ladder.make(spec=VECTORS), 2, render_mode="rgb_array")
+    with pytest.raises(ValueError, match=r"autoreset_mode is .*, expected NEXT_STEP or SAME_STEP"):
+        DreamVectorEnv(ladder.make(), 2, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
     with pytest.raises(ValueError, match="temperature: such settings are for a run folder"):
         DreamEnv(ladder.make(), temperature=2.0)
 

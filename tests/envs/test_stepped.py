@@ -34,6 +34,27 @@ def test_agents_play_in_them():
     assert played.score.tolist() == [2 + 4 + 6] * 5
 
 
+def test_each_step_has_its_own_luck():
+    stepped = SteppedEnvironments(ladder.make(length=50), 2)
+    stepped.reset(seed=0)
+    luck = [stepped.step(np.array([0, 0])).observation["vector"][:, 1] for _ in range(4)]
+    assert len(np.unique(luck)) == 8
+
+
+def test_ended_ones_can_begin_anew_at_once():
+    stepped = SteppedEnvironments(ladder.make(stay=0.5, starts=(0.0, 10.0)), 200)
+    stepped.reset(seed=0)
+    before = stepped.step(np.ones(200, int))
+    after = stepped.renew()
+    height = lambda step: step.observation["vector"][:, 0]  # noqa: E731
+    assert 0 < before.is_last.sum() < 200
+    np.testing.assert_array_equal(after.is_first, before.is_last)
+    np.testing.assert_array_equal(height(after)[~before.is_last], height(before)[~before.is_last])
+    assert set(height(after)[before.is_last]) == {0, 10}
+    assert not after.is_last.any()
+    assert not stepped.step(np.ones(200, int)).is_first.any()
+
+
 def test_choices_may_be_numbers_and_ended_ones_are_not_asked():
     stepped = SteppedEnvironments(ladder.make(length=2), 2)
     stepped.reset(seed=0)
