@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxwm.data import load_spec
     from jaxwm.imagination import Dream, Observed, counterfactuals, imagine, imagine_pmap, observe_sequence
     from jaxwm.models import register
+    from jaxwm.planning import PlanningAgent, plan
     from jaxwm.training import Run, load_run, train
     from jaxwm.types import (
         ActionSpec,
@@ -35,6 +36,7 @@ _HOMES = {
     "jaxwm.data": ("load_spec",),
     "jaxwm.imagination": ("Dream", "Observed", "counterfactuals", "imagine", "imagine_pmap", "observe_sequence"),
     "jaxwm.models": ("register",),
+    "jaxwm.planning": ("PlanningAgent", "plan"),
     "jaxwm.training": ("Run", "load_run", "train"),
     "jaxwm.types": (
         "ActionSpec",
@@ -58,6 +60,7 @@ __all__ = [
     "Dream",
     "Field",
     "Observed",
+    "PlanningAgent",
     "Prediction",
     "Run",
     "Spec",
@@ -74,6 +77,7 @@ __all__ = [
     "load_run",
     "load_spec",
     "observe_sequence",
+    "plan",
     "register",
     "train",
 ]

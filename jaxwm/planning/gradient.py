@@ -42,7 +42,8 @@ class Gradient:
     def solve(self, spec: ActionSpec, cost: base.Cost, keys: Array, memory: Array) -> tuple[base.Plan, Array]:
         """See `jaxwm.planning.base.Solver`; ``cost`` must be differentiable."""
         centre, scale = base.centre_and_scale(spec)
-        optimizer = optax.adam(self.learning_rate)
+        # A plan gets tens of steps: with the usual memory of a thousand the first, large gradients slow all others.
+        optimizer = optax.adam(self.learning_rate, b2=0.95)
 
         def project(units: Array) -> Array:
             return (base.clip(spec, centre + scale * units) - centre) / scale
