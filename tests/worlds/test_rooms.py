@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxwm.worlds import Rooms, World, make_world, random_policy, rollout, walk_to_goal
+from jaxwm.worlds.base import GoalWorld
 from jaxwm.worlds.rooms import BACKGROUND, DOT, GOAL, WALL, RoomsState
 
 FAST = Rooms(speed=50.0)
@@ -180,12 +183,47 @@ def test_the_picture_shows_walls_door_dot_and_goal():
     assert (without[:, :60] == image[:, :60]).all()
 
 
+def test_the_state_can_be_seen_in_place_of_the_picture():
+    state = RoomsState(
+        position=jnp.array([0.2, 0.7]), velocity=jnp.ones(2), goal=jnp.array([0.8, 0.3]), door=jnp.array(0.4)
+    )
+    vectors = {"position": [0.2, 0.7], "door": [0.4], "goal": [0.8, 0.3]}
+    shapes = lambda world: [(f.name, f.shape, f.dtype) for f in world.spec.observation]  # noqa: E731
+    assert shapes(Rooms(size=8)) == [("image", (8, 8, 3), "uint8")]
+    for observe, show_goal, names in [
+        ("state", True, ["position", "door", "goal"]),
+        ("state", False, ["position", "door"]),
+        ("both", True, ["image", "position", "door", "goal"]),
+        ("pixels", True, ["image"]),
+    ]:
+        world = Rooms(size=8, observe=observe, show_goal=show_goal)
+        seen = world.observation(state)
+        assert list(seen) == names == [name for name, _, _ in shapes(world)]
+        world.spec.check_observation(jax.tree.map(lambda x: x[None], seen), (1,))
+        for name in names:
+            np.testing.assert_allclose(seen[name], world.render(state) if name == "image" else vectors[name])
+
+
+def test_a_goal_state_is_solved_and_looks_like_its_episode():
+    world = Rooms(size=8, observe="state")
+    assert isinstance(world, GoalWorld) and not isinstance(make_world("bounce"), GoalWorld)
+    state = world.reset(jax.random.key(0))
+    there = world.goal_state(state)
+    assert world.is_solved(there) and not world.is_solved(state)
+    np.testing.assert_array_equal(there.position, state.goal)
+    assert float(there.door) == float(state.door)
+    edge = dataclasses.replace(there, position=state.goal + jnp.array([0.0, 0.059]))
+    beyond = dataclasses.replace(there, position=state.goal + jnp.array([0.0, 0.061]))
+    assert world.is_solved(edge) and not world.is_solved(beyond)
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"door": 0.05}, "rooms.door is 0.05, expected more than the dot's diameter 0.08"),
         ({"door_centre": (0.05, 0.5)}, r"rooms.door_centre is \(0.05, 0.5\), expected within 0.1..0.9"),
         ({"radius": 0.3, "door": 0.7, "door_centre": (0.5, 0.5)}, "rooms.radius is 0.3: the dot does not fit"),
+        ({"observe": "vectors"}, "rooms.observe is 'vectors': input should be 'pixels', 'state' or 'both'"),
         ({"reward": "dense"}, "rooms.reward is 'dense': input should be 'sparse' or 'distance'"),
         ({"rewards": "sparse"}, "rooms.rewards is no parameter of this world; did you mean 'reward'"),
     ],

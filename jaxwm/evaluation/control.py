@@ -1,0 +1,407 @@
+"""How well a planner acts: success over many episodes of a simulated world, what a plan costs in time, a video.
+
+Episodes are played in step, ``batch`` of them at once, so that their candidates are imagined as one batch. A start
+that is solved already is no success: it is counted apart and left out of every figure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwm.envs.worlds import WorldEnvironments
+from jaxwm.evaluation import clips
+from jaxwm.planning import SOLVERS, Goal, PlanningAgent, PlanningMemory, PlanningParams, encode_goal
+from jaxwm.types import Array, Arrays, PyTree, Variables, nearest
+from jaxwm.worlds.base import GoalWorld
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from jaxwm.training import Run
+
+QUANTILE = 1.959964
+"""Of the standard normal distribution, for intervals of 95%."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanningScores:
+    """How a planner did.
+
+    Attributes:
+      episodes: how many are scored.
+      solved_at_start: further episodes, left out because there was nothing to do.
+      success: share of the scored episodes that reached the goal; None in a world without goals.
+      success_interval: Wilson's interval of 95% around it.
+      score: mean sum of rewards.
+      score_interval: 95% of the mean, by the normal approximation.
+      frames_to_goal: mean number of actions of those that reached the goal; None where none did.
+      batch: episodes that are planned for at once.
+      plan_milliseconds: median time of a call that plans, for ``batch`` episodes, without compilation.
+      planning_seconds: time of all calls of the agent, for each episode.
+      costs: mean cost of the cheapest candidate in each iteration of a plan.
+      planner: solver, objective and agent, in words.
+    """
+
+    episodes: int
+    solved_at_start: int
+    success: float | None
+    success_interval: tuple[float, float] | None
+    score: float
+    score_interval: tuple[float, float]
+    frames_to_goal: float | None
+    batch: int
+    plan_milliseconds: float
+    planning_seconds: float
+    costs: tuple[float, ...]
+    planner: str
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    def table(self) -> Table:
+        """What there is to say, a line each."""
+        from rich.table import Table
+
+        table = Table(show_header=False)
+        rows = {"episodes": f"{self.episodes} ({self.solved_at_start} more were solved at the start)"}
+        if self.success is not None and self.success_interval is not None:
+            low, high = self.success_interval
+            rows["success"] = f"{self.success:.1%} (95%: {low:.1%} to {high:.1%})"
+            rows["actions to the goal"] = "-" if self.frames_to_goal is None else f"{self.frames_to_goal:.1f}"
+        rows |= {
+            "score": f"{self.score:.3f} (95%: {self.score_interval[0]:.3f} to {self.score_interval[1]:.3f})",
+            "a plan": f"{self.plan_milliseconds:.1f} ms for {self.batch} episodes at once",
+            "planning": f"{self.planning_seconds:.3f} s an episode",
+            "cost by iteration": " ".join(f"{cost:.3g}" for cost in self.costs),
+        }
+        for name, text in rows.items():
+            table.add_row(name, text)
+        return table
+
+    def plot(self, path: str | os.PathLike[str]) -> pathlib.Path:
+        """Draws the cost by iteration into a PNG, PDF or SVG file."""
+        from matplotlib.figure import Figure
+
+        path = pathlib.Path(path)
+        figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(range(1, len(self.costs) + 1), self.costs, marker="o", color="#2f6fde")
+        axes.set_title("cost of the cheapest candidate, mean over plans", fontsize=10, loc="left")
+        axes.set_xlabel("iteration", fontsize=8)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+        return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What `evaluate_planning` saw.
+
+    Attributes:
+      scores: the figures.
+      succeeded: ``[N]`` bool; reached the goal. False throughout in a world without goals.
+      is_scored: ``[N]`` bool; was not solved at the start.
+      states: the physical states, ``[T, shown, ...]``.
+      ends: ``[shown]``; the frame at which each of these episodes was over.
+    """
+
+    scores: PlanningScores
+    succeeded: np.ndarray
+    is_scored: np.ndarray
+    states: PyTree
+    ends: np.ndarray
+
+    def film(self, world: Any, size: int = 96) -> clips.Pixels:
+        """A video uint8 ``[T, H, W, 3]`` of the episodes shown, beside each its goal where the world has goals."""
+        draw = jax.jit(jax.vmap(jax.vmap(functools.partial(world.render, size=size))))
+        length = int(self.ends.max()) + 1
+        # What comes after the end of an episode is another one: the last frame stays.
+        times = np.minimum(np.arange(length)[:, None], self.ends)
+        rows = np.arange(len(self.ends))
+        states = jax.tree.map(lambda x: x[times, rows], self.states)
+        frames = np.asarray(draw(states))
+        if isinstance(world, GoalWorld):
+            goals = np.asarray(draw(jax.vmap(jax.vmap(world.goal_state))(states)))
+            frames = np.concatenate([frames, goals], axis=3)
+        name = "now, goal" if isinstance(world, GoalWorld) else "now"
+        videos = [clips.film(frames[:, row], scale=1, name=name) for row in rows]
+        return clips.tile(videos, min(2, len(videos)))
+
+
+def evaluate_planning(
+    agent: PlanningAgent,
+    variables: Variables,
+    key: Array,
+    environments: WorldEnvironments,
+    episodes: int,
+    *,
+    batch: int = 32,
+    objective_params: PyTree = None,
+    shown: int = 4,
+) -> Planned:
+    """Plays ``episodes`` episodes with ``agent`` and measures success, score and time.
+
+    In a `GoalWorld` the agent is shown what would be seen in the goal, and has succeeded when it reaches it before the
+    time limit; it then stops.
+
+    Args:
+      agent: who plans.
+      variables: of its model.
+      key: one PRNG key; episode i depends on it and on i alone, whatever ``batch`` is.
+      environments: the world, and the frames after which an episode has failed.
+      episodes: how many.
+      batch: how many at once.
+      objective_params: parameters of the objective.
+      shown: how many to keep for the video.
+
+    Raises:
+      ValueError: a count below 1, or a world that shows or takes other things than the model knows.
+    """
+    if min(episodes, batch, shown) < 1:
+        raise ValueError(f"episodes={episodes}, batch={batch}, shown={shown}: expected at least 1 each")
+    if environments.spec != agent.spec:
+        raise ValueError("the world shows or takes other things than those that the model was made for")
+    batch = min(batch, episodes)
+    rounds = [_play(agent, variables, key, environments, start, batch, objective_params, shown)
+              for start in range(0, episodes, batch)]  # fmt: skip
+    join = lambda name: np.concatenate([getattr(part, name) for part in rounds])[:episodes]  # noqa: E731
+    succeeded, solved, score, length = (join(name) for name in ("succeeded", "solved", "score", "length"))
+    scored = ~solved
+    count, hits = int(scored.sum()), int(succeeded[scored].sum())
+    has_goals = isinstance(environments.world, GoalWorld)
+    spread = QUANTILE * float(score[scored].std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+    mean = float(score[scored].mean()) if count else 0.0
+    costs = np.concatenate([part.costs for part in rounds])
+    scores = PlanningScores(
+        episodes=count,
+        solved_at_start=int(solved.sum()),
+        success=hits / count if has_goals and count else None,
+        success_interval=wilson_interval(hits, count) if has_goals and count else None,
+        score=mean,
+        score_interval=(mean - spread, mean + spread),
+        frames_to_goal=float(length[succeeded & scored].mean()) if hits else None,
+        batch=batch,
+        plan_milliseconds=1e3 * float(np.median(np.concatenate([part.plan_times for part in rounds]))),
+        planning_seconds=sum(part.seconds for part in rounds) / (batch * len(rounds)),
+        costs=tuple(float(np.mean(column[np.isfinite(column)])) for column in costs.T if np.isfinite(column).any()),
+        planner=f"{agent.solver}, {agent.objective}, every {agent.every}, temperature {agent.temperature:g}",
+    )
+    return Planned(scores, succeeded, scored, rounds[0].states, rounds[0].length[: min(shown, batch)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Round:
+    """One batch of episodes: what `_play` measured."""
+
+    succeeded: np.ndarray
+    solved: np.ndarray
+    score: np.ndarray
+    length: np.ndarray
+    plan_times: list[float]
+    seconds: float
+    costs: np.ndarray
+    states: PyTree
+
+
+def _play(
+    agent: PlanningAgent,
+    variables: Variables,
+    key: Array,
+    environments: WorldEnvironments,
+    start: int,
+    batch: int,
+    objective_params: PyTree,
+    shown: int,
+) -> _Round:
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(batch))
+    world_state, step = _reset(environments, row_keys)
+    goal = _goal(agent, environments, variables, row_keys, world_state.physical)
+    params = PlanningParams(variables, goal, objective_params)
+    memory = agent.init(batch)
+    # Compiled outside of the clock.
+    jax.block_until_ready(_act(agent, params, row_keys, jnp.int32(0), memory, step.observation, step.is_first))
+    solved = _solved(environments, world_state.physical)
+    succeeded, over = np.zeros(batch, bool), solved.copy()
+    score, length = np.zeros(batch), np.zeros(batch, int)
+    times, plan_times, costs, states = [], [], [], []
+    for t in range(environments.length):
+        states.append(jax.device_get(jax.tree.map(lambda x: x[:shown], world_state.physical)))
+        if over.all() or t == environments.length - 1:
+            break
+        begin = time.perf_counter()
+        action, memory = _act(agent, params, row_keys, jnp.int32(t), memory, step.observation, step.is_first)
+        jax.block_until_ready((action, memory))
+        times.append(time.perf_counter() - begin)
+        if t % agent.every == 0:
+            plan_times.append(times[-1])
+            costs.append(np.asarray(memory.plan.costs)[~over])
+        world_state, step = _step(environments, row_keys, jnp.int32(t), world_state, action)
+        score += np.where(over, 0.0, step.reward)
+        length += ~over
+        succeeded |= ~over & _solved(environments, world_state.physical)
+        over |= succeeded | np.asarray(step.is_last)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *states)
+    return _Round(succeeded, solved, score, length, plan_times, sum(times), np.concatenate(costs), stacked)
+
+
+def _goal(
+    agent: PlanningAgent, environments: WorldEnvironments, variables: Variables, keys: Array, physical: PyTree
+) -> Goal | None:
+    """What is seen in the goals of a `GoalWorld`, as the model encodes it."""
+    if not isinstance(environments.world, GoalWorld):
+        return None
+    world = environments.world
+    observation = jax.jit(jax.vmap(lambda state: world.observation(world.goal_state(state))))(physical)
+    return encode_goal(agent.model, variables, keys, observation)
+
+
+def _solved(environments: WorldEnvironments, physical: PyTree) -> np.ndarray:
+    if not isinstance(environments.world, GoalWorld):
+        return np.zeros(jax.tree.leaves(physical)[0].shape[0], bool)
+    return np.array(_is_solved(environments, physical))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _is_solved(environments: WorldEnvironments, physical: PyTree) -> Array:
+    return jax.vmap(cast("GoalWorld", environments.world).is_solved)(physical)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reset(environments: WorldEnvironments, keys: Array) -> Any:
+    return environments.reset(keys)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(environments: WorldEnvironments, keys: Array, t: Array, state: PyTree, action: Array) -> Any:
+    return environments.step(_at(keys, t, 0), state, action)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _act(
+    agent: PlanningAgent,
+    params: PlanningParams,
+    keys: Array,
+    t: Array,
+    memory: PlanningMemory,
+    observation: Arrays,
+    is_first: Array,
+) -> tuple[Array, PlanningMemory]:
+    return agent.act(params, _at(keys, t, 1), memory, observation, is_first)
+
+
+def _at(keys: Array, t: Array, stream: int) -> Array:
+    """The keys of step ``t``: ``stream`` 0 for the world, 1 for the agent."""
+    return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, t), stream))(keys)
+
+
+def wilson_interval(successes: int, trials: int, quantile: float = QUANTILE) -> tuple[float, float]:
+    """The interval of a success rate that holds 95% (Wilson 1927); honest near 0 and 1 and for few trials.
+
+    Raises:
+      ValueError: no trials, or more successes than trials.
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"{successes} successes in {trials} trials: expected 0 <= successes <= trials, trials >= 1")
+    rate, square = successes / trials, quantile**2 / trials
+    middle = (rate + square / 2) / (1 + square)
+    half = quantile / (1 + square) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def configure_planning(run: Run, overrides: Sequence[str] = (), solver: str | None = None) -> Run:
+    """``run`` with other settings of its planner; one that says nothing of planning plans for predicted reward.
+
+    Args:
+      run: what `jaxwm.load_run` returned.
+      overrides: such as ``planning.every=3``.
+      solver: another one; what it has in common with the configured one (horizon, samples ...) stays.
+
+    Raises:
+      ConfigError: a planner that cannot be.
+      ValueError: an override of something else, or an unknown solver.
+    """
+    from jaxwm.config import parse_config
+
+    for override in overrides:
+        if not override.startswith("planning."):
+            raise ValueError(f"{override}: what is trained cannot change any more, expected planning.KEY=VALUE")
+    values = run.config.model_dump(mode="json", serialize_as_any=True)
+    if values["planning"] is None:
+        name = "categorical_cem" if run.spec.action.discrete else "icem"
+        values["planning"] = {"solver": {"name": name}, "objective": {"reward": {"kind": "reward"}}}
+    if solver is not None:
+        if solver not in SOLVERS:
+            raise ValueError(f"solver {solver!r} is unknown; {nearest(solver, list(SOLVERS))}")
+        known = {field.name for field in dataclasses.fields(SOLVERS[solver])}
+        common = {name: x for name, x in values["planning"]["solver"].items() if name in known}
+        values["planning"]["solver"] = common | {"name": solver}
+    return dataclasses.replace(run, config=parse_config(values, overrides, source="planning"))
+
+
+def planning_agent(run: Run) -> PlanningAgent:
+    """The agent that ``planning`` of the run's configuration describes; see `configure_planning`.
+
+    Raises:
+      ConfigError: a solver or an objective that cannot be.
+    """
+    from jaxwm.config import build_objective, build_solver
+
+    settings = run.config.planning or configure_planning(run).config.planning
+    assert settings is not None
+    solver, objective = build_solver(settings.solver), build_objective(settings.objective)
+    return PlanningAgent(run.model, objective, solver, settings.every, settings.temperature, settings.particles)
+
+
+def plan_run(run: Run, episodes: int = 64, *, batch: int = 32, seed: int = 0, shown: int = 4) -> Planned:
+    """Plays in the world of a run by planning in its model, as ``planning`` of its configuration says.
+
+    Args:
+      run: what `jaxwm.load_run` returned.
+      episodes: how many.
+      batch: how many at once.
+      seed: of the episodes and of the planner.
+      shown: how many to keep for the video.
+
+    Raises:
+      ValueError: the run's episodes are not of a simulated world.
+      ConfigError: a planner that cannot be.
+    """
+    agent = planning_agent(run)
+    environments = run_environments(run)
+    return evaluate_planning(
+        agent, run.variables, jax.random.key(seed), environments, episodes, batch=batch, shown=shown
+    )
+
+
+def run_environments(run: Run) -> WorldEnvironments:
+    """The simulated world of a run, its episodes as long as ``planning.length`` or as those that it learned from.
+
+    Raises:
+      ValueError: the run's episodes are not of a simulated world.
+    """
+    from jaxwm.config import build_world
+
+    data, settings = run.config.data, run.config.planning
+    source = data.generate or getattr(data, "collect", None)
+    if source is None or source.world is None:
+        raise ValueError(
+            "data.generate is missing: planning is scored in the simulated world of a run, and its episodes are others"
+        )
+    length = settings.length if settings is not None and settings.length is not None else source.length
+    return WorldEnvironments(build_world(source.world), cast("int", length))

@@ -1,0 +1,142 @@
+"""Success, time and the video of planners, in a world and with a model that are known exactly."""
+
+import dataclasses
+import json
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxwm.config import ConfigError
+from jaxwm.envs.worlds import WorldEnvironments
+from jaxwm.evaluation import evaluate_planning, wilson_interval
+from jaxwm.evaluation.control import configure_planning, plan_run, planning_agent
+from jaxwm.planning import CEM, ICEM, MPPI, GoalDistance, PlanningAgent, RandomShooting, Reward, Weighted
+from tests.planning.point import SPEC, VARIABLES, Plane, Point
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "expected"),
+    [(0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (5, 10, (0.2366, 0.7634)), (192, 200, (0.9231, 0.9796))],
+)
+def test_wilson_intervals_of_the_tables(successes, trials, expected):
+    np.testing.assert_allclose(wilson_interval(successes, trials), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(1, 0), (3, 2), (-1, 2)])
+def test_intervals_of_nothing_are_refused(successes, trials):
+    with pytest.raises(ValueError, match="expected 0 <= successes <= trials"):
+        wilson_interval(successes, trials)
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfSolved(Plane):
+    """Every other episode begins in the goal."""
+
+    spec: ClassVar = SPEC
+
+    def reset(self, key):
+        return jnp.where(jax.random.bernoulli(key), 1.0, 0.0) * jnp.ones(2)
+
+
+@pytest.fixture(scope="module")
+def planned():
+    agent = PlanningAgent(Point(), GoalDistance("position"), CEM(4, samples=32, elites=6, iterations=3), every=2)
+    return evaluate_planning(agent, VARIABLES, KEY, WorldEnvironments(HalfSolved(), 12), 7, batch=3, shown=2)
+
+
+def test_solved_starts_are_no_successes(planned):
+    starts = np.array([bool(jax.random.bernoulli(_reset_key(i))) for i in range(7)])
+    assert 0 < starts.sum() < 7
+    np.testing.assert_array_equal(planned.is_scored, ~starts)
+    scores = planned.scores
+    assert (scores.episodes, scores.solved_at_start) == (7 - starts.sum(), starts.sum())
+    assert scores.success == 1.0 and not planned.succeeded[starts].any()
+    assert scores.success_interval == wilson_interval(scores.episodes, scores.episodes)
+
+
+def _reset_key(episode):
+    return jax.random.fold_in(KEY, episode)
+
+
+def test_an_episode_is_over_when_the_goal_is_reached(planned):
+    scores = planned.scores
+    # from 0 with 0.25 a step the first place within 0.3 of (1, 1) is reached in 4 steps
+    assert 4 <= scores.frames_to_goal <= 6
+    # rewards end with the episode: each step costs at most 2
+    assert -2 * scores.frames_to_goal < scores.score < -1
+
+
+def test_time_and_costs_are_reported(planned):
+    scores = planned.scores
+    assert scores.batch == 3 and len(scores.costs) == 3
+    assert scores.costs[0] >= scores.costs[-1] > 0
+    assert 0 < scores.plan_milliseconds < 1e5 and scores.planning_seconds > 0
+    assert json.loads(scores.to_json())["episodes"] == scores.episodes
+    assert "CEM" in scores.planner
+
+
+def test_the_video_shows_episode_and_goal_and_stops_with_it(planned, tmp_path):
+    film = planned.film(HalfSolved(), size=16)
+    assert film.shape[0] == planned.ends.max() + 1 < 12
+    assert film.dtype == np.uint8 and film.shape[2] > 2 * 2 * 16
+    assert planned.scores.plot(tmp_path / "costs.png").stat().st_size > 1000
+
+
+def test_who_does_nothing_fails():
+    lazy = PlanningAgent(Point(), Weighted(((0.0, Reward()),)), RandomShooting(2, samples=1))
+    scores = evaluate_planning(lazy, VARIABLES, KEY, WorldEnvironments(Plane(), 5), 4, batch=4).scores
+    assert scores.success == 0.0 and scores.frames_to_goal is None
+    assert math.isclose(scores.success_interval[1], wilson_interval(0, 4)[1])
+
+
+def test_another_world_is_refused():
+    from jaxwm.worlds import Rooms
+
+    agent = PlanningAgent(Point(), Reward(), RandomShooting(2, samples=1))
+    with pytest.raises(ValueError, match="other things than those that the model was made for"):
+        evaluate_planning(agent, VARIABLES, KEY, WorldEnvironments(Rooms(), 5), 1)
+    with pytest.raises(ValueError, match="episodes=0"):
+        evaluate_planning(agent, VARIABLES, KEY, WorldEnvironments(Plane(), 5), 0)
+
+
+def test_a_run_that_says_nothing_of_planning_plans_for_reward(toy_run):
+    agent = planning_agent(toy_run)
+    assert agent.objective == Weighted(((1.0, Reward()),)) and agent.solver == ICEM()
+
+
+def test_the_planner_of_a_run_is_configured(toy_run):
+    overrides = ["planning.solver.horizon=7", "planning.every=2", "planning.objective.reward.discount=0.9"]
+    run = configure_planning(toy_run, overrides)
+    agent = planning_agent(run)
+    assert agent.objective == Weighted(((1.0, Reward(0.9)),)) and (agent.every, agent.solver.horizon) == (2, 7)
+    other = planning_agent(configure_planning(run, ["planning.solver.temperature=0.5"], solver="mppi"))
+    assert other.solver == MPPI(7, samples=256, elites=32, temperature=0.5)
+    assert run.config.model == toy_run.config.model
+
+
+@pytest.mark.parametrize(
+    ("overrides", "solver", "message"),
+    [
+        (["model.fade=0.5"], None, "what is trained cannot change"),
+        (["planning.evry=2"], None, "did you mean 'every'"),
+        (["planning.solver.elites=300"], None, "planning.solver: elites is 300"),
+        ([], "icm", "solver 'icm' is unknown; did you mean 'icem'"),
+        (["planning.objective.far.kind=gaol"], None, "'gaol' is unknown; did you mean 'goal'"),
+    ],
+)
+def test_mistakes_are_named(toy_run, overrides, solver, message):
+    with pytest.raises((ConfigError, ValueError), match=message):
+        planning_agent(configure_planning(toy_run, overrides, solver))
+
+
+def test_runs_of_other_episodes_cannot_be_played(toy_run):
+    data = toy_run.config.data.model_copy(update={"generate": None})
+    run = dataclasses.replace(toy_run, config=toy_run.config.model_copy(update={"data": data}))
+    with pytest.raises(ValueError, match=r"data\.generate is missing"):
+        plan_run(run, 1)
