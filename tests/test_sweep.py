@@ -109,7 +109,7 @@ def test_a_run_that_another_process_is_busy_with_is_left_alone(config):
 
 def test_a_request_to_stop_reaches_the_runs(config):
     body = (
-        "import signal\n"
+        "import os, signal\n(folder / 'session').write_text(str(os.getsid(0)))\n"
         "def stop(*_):\n    (folder / 'stopped').touch()\n    sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, stop)\n(folder / 'begun').touch()\ntime.sleep(60)\n"
     )
@@ -126,6 +126,7 @@ def test_a_request_to_stop_reaches_the_runs(config):
         sweeping.run(sweep, 1, lambda line: None, fake(config, body))
     assert stop.value.code == 130
     assert (first / "stopped").exists()
+    assert int((first / "session").read_text()) != os.getsid(0)  # Ctrl-C in a terminal reaches this process alone
     assert not sweep.runs[1].folder.exists()
 
 
