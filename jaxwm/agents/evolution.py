@@ -345,6 +345,7 @@ def score_controller(
                 min(episodes, 8),
                 observe=recorded["observe"],
                 size=recorded["size"],
+                repeat=recorded.get("repeat", 1),
                 max_length=settings.horizon + 1,
                 options=recorded["options"],
             )

@@ -17,8 +17,9 @@ from jaxwm.acting import PolicyAgent, play_world
 from jaxwm.agents import evolution
 from jaxwm.agents.evolution import DreamTrials, EvolutionError, LinearController, WorldTrials, evolve, load_controller
 from jaxwm.cli import main
-from jaxwm.config import EvolutionConfig, build_model, load_config
-from jaxwm.data import ensure_dataset, load_spec
+from jaxwm.config import EvolutionConfig, build_model, load_config, parse_config
+from jaxwm.data import ensure_dataset, load_spec, record_dataset
+from jaxwm.envs import Recorder
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.training import Run, load_run, save_weights
 from jaxwm.types import ActionSpec, Field, Prediction, Spec, example_batch
@@ -206,6 +207,23 @@ def test_the_command_evolves_and_scores_and_three_lines_load_it(run_dir, capsys)
     assert "only the section evolution" in capsys.readouterr().err
     assert main(["evolve", str(run_dir), "evolution.populaton=3"]) == 2
     assert "did you mean 'population'" in capsys.readouterr().err
+
+
+def test_a_controller_is_scored_in_the_environment_that_was_recorded(tmp_path):
+    record_dataset(tmp_path / "data", Recorder("CartPole-v1", observe="vectors", max_length=20), train=2, test=2)
+    values = {"model": {"family": "mdn_rnn", "latent": 3, "hidden": 8, "embed": 8, "units": 8, "layers": 1}}
+    values |= {"data": {"path": str(tmp_path / "data")}, "stages": {"vae": {"steps": 1}}}
+    config = parse_config(values, ["evolution.horizon=15"])
+    spec = load_spec(config)
+    model = build_model(config.model, spec)
+    run = Run(config, spec, model, jax.jit(model.init)(jax.random.key(0), example_batch(spec, 1, 2)), 0)
+    controller = LinearController(spec.action)
+    scores = evolution.score_controller(
+        run, PolicyAgent(model, controller), (run.variables, controller.init(11)), config.evolution, episodes=3
+    )
+    # A pole that is always pushed to the left falls within ten steps.
+    assert set(scores) == {"dream", "world"}
+    assert np.all((scores["world"] >= 8) & (scores["world"] <= 10))
 
 
 @pytest.fixture(scope="module")
