@@ -1,10 +1,10 @@
 """A policy trained in the dream and then in the real CartPole-v1, against one trained only there.
 
-    python experiments/dream_env/run.py --runs runs/dream_env --data data/dream_env
+    python experiments/dream_env/run.py --runs runs/dream_env data.path=data/cartpole
     python experiments/dream_env/finetune.py --runs runs/dream_env
 
-Both are Stable-Baselines3's PPO with the same settings and as many real steps. The dream is that of round 1, whose
-model has seen random episodes alone; their steps are real ones too, and the dashed curve of the picture counts them.
+Both are Stable-Baselines3's PPO with the same settings and as many real steps. The model of the dream has seen
+random episodes alone; their steps are real ones too, and the dashed curve of the picture counts them.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--runs", type=pathlib.Path, required=True, help="that of run.py, which has finished")
     runs = parser.parse_args().runs
     torch.set_num_threads(1)
-    first = json.loads((HERE / "results.json").read_text())["dream_env"]["round 1"]
+    first = json.loads((HERE / "results.json").read_text())["dream_env"]
     curves = {
         name: np.array([train(runs, name, seed)["scores"] for seed in SEEDS]) for name in ("dream, then real", "real")
     }
@@ -60,7 +60,9 @@ def train(runs: pathlib.Path, name: str, seed: int) -> dict:
     if name == "real":
         policy = PPO("MlpPolicy", real, seed=seed, **SETTINGS)
     else:
-        policy = PPO.load(runs / f"round1_seed{seed}", env=real, device="cpu")
+        # A dream's vectors have no bounds, and the two spaces have to be equal.
+        spaces = {"observation_space": real.observation_space}
+        policy = PPO.load(runs / f"dream_seed{seed}", env=real, custom_objects=spaces, device="cpu")
     before, _ = evaluate_policy(policy, test, 20)
     callback = EvalCallback(
         test, n_eval_episodes=20, eval_freq=EVERY // 8, log_path=str(path.with_suffix("")), verbose=0
