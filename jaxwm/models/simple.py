@@ -12,12 +12,15 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from jaxwm.models import register
 from jaxwm.nn import MLP, Decoder, Encoder, Linear
 from jaxwm.nn.coders import start_from_mean_frame
+from jaxwm.nn.distributions import SymlogSquaredError
+from jaxwm.nn.layers import symlog
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
 
 
@@ -29,26 +32,37 @@ class _Networks(nn.Module):
     def setup(self) -> None:
         c = self.config
         style: dict[str, Any] = dict(norm=c.norm, activation=c.activation, dtype=c.compute_dtype)
-        coder = dict(depth=c.depth, units=c.hidden, layers=c.layers, kind=c.coder, **style)
-        self.encoder = Encoder(c.spec, embed=c.latent, **coder)
+        if c.coder != "identity":
+            coder = dict(depth=c.depth, units=c.hidden, layers=c.layers, kind=c.coder, **style)
+            self.encoder = Encoder(c.spec, embed=c.latent_size, **coder)
+            self.decoder = Decoder(c.spec, pixels=c.pixels, background=c.background, **coder)
         self.hidden = MLP(c.hidden, 2, **style)
-        self.next_latent = Linear(c.latent, dtype=c.compute_dtype)
-        self.decoder = Decoder(c.spec, pixels=c.pixels, background=c.background, **coder)
+        self.next_latent = Linear(c.latent_size, dtype=c.compute_dtype)
         self.reward = Linear(1, dtype=c.compute_dtype)
 
     def encode(self, observation: Arrays) -> Array:
         """Raw observation to the latent, ``[..., latent]``."""
+        if self.config.coder == "identity":
+            return symlog(jnp.concatenate([observation[field.name] for field in self.config.spec.vectors], axis=-1))
         return self.encoder(observation)
 
     def predict_next(self, latent: Array, action: Array) -> Array:
         """The latent one step on."""
         action = self.config.spec.action.normalise(action)
-        following = self.next_latent(self.hidden(jnp.concatenate([latent, action], axis=-1)))
-        return latent + following if self.config.residual else following
+        angles = [math.pi * 2**k * latent for k in range(self.config.frequencies)]
+        waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+        following = self.next_latent(self.hidden(jnp.concatenate([latent, *waves, action], axis=-1)))
+        # A step changes little: a tenth of the output begins with dreams that stand nearly still, and learns finely.
+        return latent + 0.1 * following if self.config.residual else following
 
     def heads(self, latent: Array) -> tuple[dict[str, Any], Array]:
         """Distributions of the observation, and the reward ``[...]``."""
-        return self.decoder(latent), self.reward(latent)[..., 0].astype(jnp.float32)
+        reward = self.reward(latent)[..., 0].astype(jnp.float32)
+        if self.config.coder != "identity":
+            return self.decoder(latent), reward
+        vectors = self.config.spec.vectors
+        parts = jnp.split(latent, np.cumsum([field.shape[0] for field in vectors])[:-1], axis=-1)
+        return {field.name: SymlogSquaredError(part) for field, part in zip(vectors, parts, strict=True)}, reward
 
     def everything(self, observation: Arrays, action: Array) -> Any:
         """Touches every parameter; only for initialisation."""
@@ -62,16 +76,21 @@ class SimpleWorldModel:
 
     Args:
       spec: what the world shows and takes.
-      latent: size of the latent.
+      latent: size of the latent; without meaning for the coder ``identity``.
       hidden: width of the dynamics (two layers) and of the vector coders.
       layers: hidden layers of the vector coders.
       depth: width of the image coders.
-      coder: ``patch`` (fast everywhere) or ``stride`` (three stride-2 layers, as in the listing).
+      coder: of images ``patch`` (fast everywhere) or ``stride`` (three stride-2 layers, as in the listing); or
+        ``identity``: the latent is the vectors of the observation themselves, through symlog, and nothing is coded. A
+        dream then cannot leave the space that the model was trained in. For worlds without images.
       norm: normalisation of hidden layers.
       activation: activation of hidden layers.
       pixels: how the decoder's last layer becomes pixels, ``sigmoid`` (as in the listing) or ``linear``.
       background: whether the decoder starts from the mean frame of the batch that `init` is given.
       residual: whether the dynamics predicts the change of the latent: steps that change little stay exact.
+      frequencies: the dynamics sees the sines and cosines of the latent times pi, 2 pi, 4 pi and so on, this many of
+        them, beside the latent itself: edges in space are then learned much sooner (Tancik et al. 2020,
+        arXiv:2006.10739). For latents of about unit size, such as small vectors under ``identity``.
       unroll: how many steps ahead the loss looks. With 1 only single steps are learned, and dreams that go on from
         their own latents drift.
       reward_scale: weight of the reward loss.
@@ -83,17 +102,27 @@ class SimpleWorldModel:
     hidden: PositiveInt = 256
     layers: PositiveInt = 2
     depth: PositiveInt = 24
-    coder: Literal["patch", "stride"] = "patch"
+    coder: Literal["patch", "stride", "identity"] = "patch"
     norm: Literal["rms", "none"] = "rms"
     activation: Literal["silu", "relu"] = "silu"
     pixels: Literal["sigmoid", "linear"] = "sigmoid"
     background: bool = True
     residual: bool = False
+    frequencies: NonNegativeInt = 0
     unroll: PositiveInt = 1
     reward_scale: NonNegativeFloat = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     stages: ClassVar[tuple[Stage, ...]] = (Stage("train"),)
+
+    def __post_init__(self) -> None:
+        if self.coder == "identity" and self.spec.images:
+            raise ValueError(f"coder=identity takes vectors only, but {self.spec.images[0].name!r} is an image")
+
+    @property
+    def latent_size(self) -> int:
+        """Length of the latent."""
+        return sum(field.shape[0] for field in self.spec.vectors) if self.coder == "identity" else self.latent
 
     @property
     def compute_dtype(self) -> Any:
@@ -105,13 +134,13 @@ class SimpleWorldModel:
         self.spec.check_trajectory(batch)
         first = {name: value[:, 0] for name, value in batch.observation.items()}
         params = _Networks(self).init(key, first, batch.action[:, 0], method="everything")["params"]
-        if self.background:
+        if self.background and self.coder != "identity":
             params = {**params, "decoder": start_from_mean_frame(params["decoder"], self.spec, batch, self.pixels)}
         return {"params": params, "targets": {}}
 
     def init_state(self, batch_size: int) -> Array:
         """Zeros ``[B, latent]``."""
-        return jnp.zeros((batch_size, self.latent))
+        return jnp.zeros((batch_size, self.latent_size))
 
     def observe(
         self,

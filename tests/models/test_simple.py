@@ -9,7 +9,7 @@ import pytest
 
 from jaxwm.models.simple import SimpleWorldModel
 from jaxwm.testing import moving_clips
-from tests.contract.families import VECTORS
+from tests.contract.families import PICTURES, VECTORS
 
 MODEL = SimpleWorldModel(VECTORS, latent=6, hidden=8, layers=1, reward_scale=0.5)
 
@@ -58,3 +58,28 @@ def test_windows_that_are_too_short_are_refused(given):
     variables, batch = given
     with pytest.raises(ValueError, match="reward has 5 steps, expected more than unroll=5"):
         dataclasses.replace(MODEL, unroll=5).loss(variables, jax.random.split(jax.random.key(0), 2), batch, "train")
+
+
+def test_without_a_coder_the_latent_is_what_is_seen(given):
+    _, batch = given
+    model = dataclasses.replace(MODEL, coder="identity", residual=True)
+    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    assert set(variables["params"]) == {"hidden", "next_latent", "reward"}
+    vector = 3.0 * batch.observation["vector"][:, 0]
+    latent = model.encode(variables, {"vector": vector})
+    assert latent.shape == model.init_state(2).shape == (2, 4)
+    np.testing.assert_allclose(latent, np.sign(vector) * np.log1p(np.abs(vector)), rtol=1e-6)
+    np.testing.assert_allclose(model.decode(variables, latent).observation["vector"], vector, rtol=1e-5)
+
+
+def test_waves_are_what_the_dynamics_sees_besides(given):
+    _, batch = given
+    model = dataclasses.replace(MODEL, coder="identity", frequencies=3)
+    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    kernels = [x for x in jax.tree.leaves(variables["params"]["hidden"]) if x.ndim == 2]
+    assert (4 * (1 + 2 * 3) + 3, 8) in [kernel.shape for kernel in kernels]
+
+
+def test_pictures_need_a_coder():
+    with pytest.raises(ValueError, match="coder=identity takes vectors only, but 'image' is an image"):
+        SimpleWorldModel(PICTURES, coder="identity")
