@@ -1,4 +1,4 @@
-"""The command line: `jaxwm doctor | data | train | evolve | imagine | evaluate | report | export | bench`.
+"""The command line: `jaxwm doctor | data | train | evolve | imagine | plan | evaluate | report | export | bench`.
 
 A person's mistake is one line on stderr and exit status 2; a traceback comes only with ``--debug``. Everything heavy
 is imported inside the commands, so that ``--help`` is quick.
@@ -113,13 +113,21 @@ def train(
     videos: Annotated[bool, typer.Option(help="Whether to draw open-loop videos while training.")] = True,
     progress: Annotated[bool, typer.Option(help="Whether to print.")] = True,
 ) -> None:
-    """Trains a world model; goes on where the run in the same folder stopped."""
+    """Trains a world model, or with data.collect an agent; goes on where the run in the same folder stopped."""
     from jaxwm.config import load_config
-    from jaxwm.evaluation import VideoCallback
-    from jaxwm.training import train as start_training
 
     folder = run or pathlib.Path("runs") / config.stem
     resolved = load_config(config, overrides or ())
+    if resolved.data.collect is not None:
+        from jaxwm.agents.online import train_agent
+
+        trained = train_agent(resolved, folder, progress=progress)
+        if progress:
+            typer.echo(f"{folder}: {trained.step} updates done, figures in {folder / 'metrics.jsonl'}")
+        return
+    from jaxwm.evaluation import VideoCallback
+    from jaxwm.training import train as start_training
+
     trained = start_training(resolved, folder, [VideoCallback()] if videos else [], progress=progress)
     if progress:
         typer.echo(f"{folder}: {trained.step} steps done. Next: jaxwm report {folder}")
@@ -314,6 +322,46 @@ def evaluate(
     scores.plot(folder / "scores.png")
     Console(highlight=False).print(scores.table())
     typer.echo(f"wrote {folder / 'scores.json'} and {folder / 'scores.png'}")
+
+
+@app.command()
+@_example(
+    "jaxwm plan runs/simple_rooms",
+    "jaxwm plan runs/simple_rooms --episodes 200 --solver mppi --seed 1",
+    "jaxwm plan runs/simple_rooms planning.every=1 planning.solver.samples=512",
+)
+def plan(
+    run: RunArgument = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as planning.every=3.")
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="random_shooting, predictive_sampling, cem, icem, mppi, gradient, ...")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="How many to play.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Episodes at a time.")] = 32,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder for scores.json, costs.png and episodes.gif; by default RUN/planning."),
+    ] = None,
+    shown: Annotated[int, typer.Option(min=1, help="Episodes in the video.")] = 4,
+    seed: Seed = 0,
+    step: Step = None,
+) -> None:
+    """Acts in the world of a run by planning in its model: success, time, cost by iteration, a video."""
+    from rich.console import Console
+
+    from jaxwm.evaluation import clips, control
+
+    loaded = control.configure_planning(_load(run, step), overrides or (), solver)
+    planned = control.plan_run(loaded, episodes, batch=batch, seed=seed, shown=shown)
+    folder = out or (run / "planning" if run is not None else pathlib.Path("planning"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(planned.scores.to_json() + "\n")
+    planned.scores.plot(folder / "costs.png")
+    clips.write_video(folder / "episodes.gif", planned.film(control.run_environments(loaded).world))
+    Console(highlight=False).print(planned.scores.table())
+    typer.echo(f"wrote {folder / 'scores.json'}, {folder / 'costs.png'} and {folder / 'episodes.gif'}")
 
 
 @app.command()

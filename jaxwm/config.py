@@ -22,8 +22,8 @@ import pydantic
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from jaxwm import models, worlds
-from jaxwm.types import Spec, WorldModel, nearest
+from jaxwm import agents, models, planning, worlds  # noqa: F401  (agents register families of their own)
+from jaxwm.types import Spec, Stage, WorldModel, nearest
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -65,15 +65,59 @@ class GenerateConfig(Section):
     seed: NonNegativeInt = 0
 
 
-class DataConfig(Section):
-    """Where the episodes lie and how windows are cut from them: ``batch`` windows of ``length`` steps each."""
+class CollectConfig(Section):
+    """How an agent lives through its own episodes while it learns, in ``copies`` of an environment at once.
 
-    path: str
+    The environment is a Gymnasium id (``environment``) or a simulator (``world``), whose episodes are cut after
+    ``length`` decisions. A decision is an action that the agent chooses; it is repeated for ``repeat`` frames.
+    ``train_ratio`` is how many steps of replayed windows are trained on for each decision, so that a run of U updates
+    of ``batch`` windows of ``length`` steps makes U * batch * length / train_ratio decisions, after the ``prefill``
+    before the first update. The replay holds ``capacity`` steps.
+    """
+
+    environment: str | None = None
+    world: WorldConfig | None = None
+    copies: PositiveInt = 1
+    length: Annotated[int, Field(ge=2)] | None = None
+    repeat: PositiveInt = 1
+    observe: Literal["pixels", "vectors", "both"] = "vectors"
+    size: PositiveInt = 64
+    train_ratio: PositiveFloat = 512.0
+    prefill: PositiveInt = 1000
+    capacity: PositiveInt = 1_000_000
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> CollectConfig:
+        if (self.environment is None) == (self.world is None):
+            raise ValueError("expected either an environment or a world")
+        if self.world is not None and self.length is None:
+            raise ValueError("a world needs the length of an episode")
+        if self.world is not None and self.repeat != 1:
+            raise ValueError("repeat is for environments, a world has its own time step")
+        return self
+
+
+class DataConfig(Section):
+    """Where the episodes lie and how windows are cut from them: ``batch`` windows of ``length`` steps each.
+
+    With ``collect`` there is no folder to begin with: an agent lives through its own episodes.
+    """
+
+    path: str = ""
     batch: PositiveInt = 16
     length: Annotated[int, Field(ge=2)] = 32
     threads: PositiveInt = 2
     prefetch: PositiveInt = 8
     generate: GenerateConfig | None = None
+    collect: CollectConfig | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if not self.path and self.collect is None:
+            raise ValueError("path is missing, or collect for an agent that lives through its own episodes")
+        if self.collect is not None and self.generate is not None:
+            raise ValueError("generate and collect exclude each other")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -135,8 +179,8 @@ class EvolutionConfig(Section):
     """A linear controller evolved in the dream of a trained model (`jaxwm evolve`).
 
     Each of ``generations`` tries ``population`` controllers in ``dreams`` dreams each, of at most ``horizon`` steps,
-    sampled at ``temperature``; they begin with the first frames of ``starts`` episodes. ``sigma`` is the first standard
-    deviation of the parameters. ``sep_cma_es`` keeps only the diagonal of the covariance: for controllers of more than
+    sampled at ``temperature``; they begin with the first frames of ``starts`` episodes. ``sigma`` is the first
+    standard deviation of the parameters. ``sep_cma_es`` keeps only the diagonal of the covariance: for controllers of more than
     about a thousand parameters, whose full matrix would cost more than the dreams.
     """
 
@@ -152,6 +196,35 @@ class EvolutionConfig(Section):
     checkpoint_every: PositiveInt = 10
 
 
+class SolverConfig(Section):
+    """The name of a solver in `jaxwm.planning`, and below it the fields of its dataclass."""
+
+    name: str
+
+
+class TermConfig(Section):
+    """A term of an objective: its weight, its kind in `jaxwm.planning`, and below it the fields of that dataclass."""
+
+    kind: str
+    weight: float = 1.0
+
+
+class PlanningConfig(Section):
+    """How to plan in the trained model (`jaxwm plan`); ``objective`` is a sum of named terms.
+
+    ``every`` actions are done of each plan before the next one. ``temperature`` 0 imagines the likeliest future, above
+    it costs are means over ``particles`` random ones. An episode of ``length`` frames has failed (by default as long
+    as those in ``data.generate``).
+    """
+
+    solver: SolverConfig
+    objective: Section
+    every: PositiveInt = 1
+    temperature: NonNegativeFloat = 0.0
+    particles: PositiveInt = 1
+    length: Annotated[int, Field(ge=2)] | None = None
+
+
 class Config(Section):
     """Everything that defines a run."""
 
@@ -162,6 +235,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     evolution: EvolutionConfig = EvolutionConfig()
+    planning: PlanningConfig | None = None
 
     def to_yaml(self) -> str:
         """The resolved configuration; `load_config` reads it back to an equal one."""
@@ -214,8 +288,11 @@ def build_model(config: ModelConfig, spec: Spec) -> WorldModel:
       ConfigError: fields that do not fit each other or the spec.
     """
     fields = {name: getattr(config, name) for name in type(config).model_fields if name != "family"}
+    fields = {name: build_model(x, spec) if isinstance(x, ModelConfig) else x for name, x in fields.items()}
     try:
         return models.FAMILIES[config.family](spec=spec, **fields)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"model: {error}") from None
 
@@ -233,18 +310,54 @@ def build_world(config: WorldConfig) -> worlds.World:
         raise ConfigError(str(error)) from None
 
 
+def build_solver(config: SolverConfig) -> planning.Solver:
+    """The solver that ``config`` describes.
+
+    Raises:
+      ConfigError: fields that do not fit each other.
+    """
+    fields = {name: getattr(config, name) for name in type(config).model_fields if name != "name"}
+    try:
+        solver: planning.Solver = planning.SOLVERS[config.name](**fields)
+    except ValueError as error:
+        raise ConfigError(f"planning.solver: {error}") from None
+    return solver
+
+
+def build_objective(config: Section) -> planning.Weighted:
+    """The objective that the section ``planning.objective`` describes.
+
+    Raises:
+      ConfigError: it has no terms.
+    """
+    terms = [getattr(config, name) for name in type(config).model_fields]
+    if not terms:
+        raise ConfigError("planning.objective: there are no terms")
+    own = lambda term: {name: getattr(term, name) for name in type(term).model_fields}  # noqa: E731
+    made = []
+    for term in terms:
+        fields = own(term)
+        weight, kind = fields.pop("weight"), fields.pop("kind")
+        made.append((weight, planning.OBJECTIVES[kind](**fields)))
+    return planning.Weighted(tuple(made))
+
+
 def section(base: type[Section], cls: type, **constants: str) -> type[Section]:
-    """The section that holds the fields of dataclass ``cls`` (without ``spec``), with ``constants`` that name it."""
+    """The section that holds the fields of dataclass ``cls``, with ``constants`` that name it.
+
+    Left out are ``spec``, and fields with ``metadata={"configured": False}``, which only Python can give.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {name: (Literal[value], value) for name, value in constants.items()}
     for field in dataclasses.fields(cls):
-        if field.name == "spec" or not field.init:
+        if field.name == "spec" or not field.init or not field.metadata.get("configured", True):
             continue
         if field.default_factory is not dataclasses.MISSING:
             default: Any = field.default_factory()
         else:
             default = ... if field.default is dataclasses.MISSING else field.default
-        fields[field.name] = (hints[field.name], default)
+        hint = ModelConfig if hints[field.name] is WorldModel else hints[field.name]
+        fields[field.name] = (hint, default)
     return pydantic.create_model(cls.__name__ + "Config", __base__=base, **fields)
 
 
@@ -284,34 +397,66 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _expand_size(values: dict[str, Any], source: str) -> None:
+def _expand_size(values: dict[str, Any], source: str, key: str = "model", where: str = "model") -> None:
     """Replaces ``model.size`` by the fields that the family's table gives for it; keys beside it win."""
-    model = values.get("model")
-    if not isinstance(model, dict) or "size" not in model:
+    model = values.get(key)
+    if not isinstance(model, dict):
         return
+    for part in model:
+        _expand_size(model, source, part, f"{where}.{part}")
     sizes = getattr(models.FAMILIES.get(model.get("family", "")), "SIZES", None)
-    if sizes is None:
+    if "size" not in model or sizes is None:
         return
     size = model.pop("size")
     if size not in sizes:
-        raise ConfigError(f"{source}: model.size: {size!r} is not a size; {nearest(str(size), list(sizes))}")
-    overridden = source.startswith("model.size=")
-    values["model"] = {**model, **sizes[size]} if overridden else {**sizes[size], **model}
+        raise ConfigError(f"{source}: {where}.size: {size!r} is not a size; {nearest(str(size), list(sizes))}")
+    overridden = source.startswith(f"{where}.size=")
+    values[key] = {**model, **sizes[size]} if overridden else {**sizes[size], **model}
 
 
 def _typed(values: dict[str, Any], source: str) -> type[Config]:
-    """`Config` with the sections of the family and the world that ``values`` name."""
-    family = _named(values.get("model"), "family", "model", models.FAMILIES, source)
-    model_type = section(ModelConfig, models.FAMILIES[family], family=family)
+    """`Config` with the sections of the family, the worlds and the planner that ``values`` name."""
+    types: dict[str, Any] = {"model": (_model_type(values.get("model"), "model", source), ...)}
+    if isinstance(values.get("planning"), dict):
+        types["planning"] = (_planning_type(values["planning"], source), ...)
     data = values.get("data")
-    generate = data.get("generate") if isinstance(data, dict) else None
-    if not isinstance(generate, dict):
-        return pydantic.create_model("Config", __base__=Config, model=(model_type, ...))
-    name = _named(generate.get("world"), "name", "data.generate.world", worlds.WORLDS, source)
-    world_type = section(WorldConfig, worlds.WORLDS[name], name=name)
-    generate_type = pydantic.create_model("GenerateConfig", __base__=GenerateConfig, world=(world_type, ...))
-    data_type = pydantic.create_model("DataConfig", __base__=DataConfig, generate=(generate_type, ...))
-    return pydantic.create_model("Config", __base__=Config, model=(model_type, ...), data=(data_type, ...))
+    parts: dict[str, Any] = {}
+    for key, base in (("generate", GenerateConfig), ("collect", CollectConfig)):
+        part = data.get(key) if isinstance(data, dict) else None
+        if not isinstance(part, dict) or (base is CollectConfig and part.get("world") is None):
+            continue
+        name = _named(part.get("world"), "name", f"data.{key}.world", worlds.WORLDS, source)
+        world_type = section(WorldConfig, worlds.WORLDS[name], name=name)
+        parts[key] = (pydantic.create_model(base.__name__, __base__=base, world=(world_type, ...)), ...)
+    if parts:
+        types["data"] = (pydantic.create_model("DataConfig", __base__=DataConfig, **parts), ...)
+    return pydantic.create_model("Config", __base__=Config, **types)
+
+
+def _model_type(values: Any, where: str, source: str) -> type[Section]:
+    """The section of the family that ``values`` name; a field that is a world model is such a section itself."""
+    family = _named(values, "family", where, models.FAMILIES, source)
+    model_type = section(ModelConfig, models.FAMILIES[family], family=family)
+    nested: dict[str, Any] = {
+        name: (_model_type(values.get(name), f"{where}.{name}", source), ...)
+        for name, field in model_type.model_fields.items()
+        if field.annotation is ModelConfig
+    }
+    return pydantic.create_model(model_type.__name__, __base__=model_type, **nested) if nested else model_type
+
+
+def _planning_type(values: dict[str, Any], source: str) -> type[Section]:
+    """The section of the solver and the objectives that ``values`` name."""
+    name = _named(values.get("solver"), "name", "planning.solver", planning.SOLVERS, source)
+    terms: dict[str, Any] = {}
+    for term, settings in (values.get("objective") or {}).items():
+        kind = _named(settings, "kind", f"planning.objective.{term}", planning.OBJECTIVES, source)
+        terms[term] = (section(TermConfig, planning.OBJECTIVES[kind], kind=kind), ...)
+    solver_type = section(SolverConfig, planning.SOLVERS[name], name=name)
+    objective_type = pydantic.create_model("ObjectiveConfig", __base__=Section, **terms)
+    return pydantic.create_model(
+        "PlanningConfig", __base__=PlanningConfig, solver=(solver_type, ...), objective=(objective_type, ...)
+    )
 
 
 def _named(values: Any, key: str, where: str, known: Mapping[str, Any], source: str) -> str:
@@ -324,7 +469,7 @@ def _named(values: Any, key: str, where: str, known: Mapping[str, Any], source: 
 
 
 def _check_stages(config: Config, source: str) -> None:
-    names = [stage.name for stage in models.FAMILIES[config.model.family].stages]
+    names = [stage.name for stage in _stages(config.model)]
     for name in config.stages:
         if name not in names:
             raise ConfigError(
@@ -332,6 +477,16 @@ def _check_stages(config: Config, source: str) -> None:
             )
     if not config.stages:
         raise ConfigError(f"{source}: stages is empty; {config.model.family} has the stages {', '.join(names)}")
+
+
+def _stages(config: ModelConfig) -> tuple[Stage, ...]:
+    """The stages of a family, or of the one that it is built of."""
+    stages = models.FAMILIES[config.family].stages
+    if not isinstance(stages, property):
+        return tuple(stages)
+    return next(
+        _stages(x) for x in (getattr(config, f) for f in type(config).model_fields) if isinstance(x, ModelConfig)
+    )
 
 
 def _describe(error: pydantic.ValidationError, config_type: type[Config]) -> str:

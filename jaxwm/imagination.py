@@ -279,12 +279,12 @@ def rollout(
     chosen = jnp.zeros((batch, horizon + 1, model.spec.action.dim))
     if actions is not None:
         chosen = jnp.concatenate([actions[:, :horizon], void], axis=1)
-    # Without a decoder a step is so short that the loop's own overhead shows; five steps at a time hide it.
+    # Without decoder and policy a step is so short that the loop's overhead shows; five steps at a time hide it.
     (state, policy_state, entries, chosen), _ = jax.lax.scan(
         lambda carry, t: (step(t, carry), None),
         (state, policy_state, entries, chosen),
         jnp.arange(horizon),
-        unroll=1 if decode else min(5, horizon),
+        unroll=1 if decode or policy is not None else min(5, horizon),
     )
     features, prediction, states = _write(entries, entry_of(state), horizon)
     return Dream(features, prediction, chosen, state, states)

@@ -80,11 +80,18 @@ class ActionSpec:
                 raise ValueError(f"action.low {self.low} is not below action.high {self.high}")
 
     def normalise(self, action: Array) -> Array:
-        """Maps actions ``[..., A]`` from raw units to [-1, 1]; one-hot and unbounded ones stay as they are."""
+        """Maps actions ``[..., A]`` from raw units to [-1, 1], cut at the bounds; unbounded ones stay as they are."""
         if self.low is None or self.high is None:
             return action
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        return (action - (high + low) / 2) / ((high - low) / 2)
+        return jnp.clip((action - (high + low) / 2) / ((high - low) / 2), -1.0, 1.0)
+
+    def denormalise(self, action: Array) -> Array:
+        """The inverse of `normalise`, without the cut: what lies outside [-1, 1] lies outside the bounds."""
+        if self.low is None or self.high is None:
+            return action
+        low, high = jnp.asarray(self.low), jnp.asarray(self.high)
+        return (high + low) / 2 + action * ((high - low) / 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +232,7 @@ class Trajectory(struct.PyTreeNode):
       action_valid: ``[B, T]`` bool; False where the action is unknown (unlabelled video).
       condition: named arrays ``[B, T, ...]`` that steer the world; optional.
       info: physical truth ``[B, T, ...]`` for evaluation; never an input of a model.
+      initial_state: the model's state ``[B, ...]`` before entry 0, where a replay kept it; None for a fresh one.
     """
 
     observation: Arrays
@@ -238,6 +246,7 @@ class Trajectory(struct.PyTreeNode):
     action_valid: Array
     condition: Arrays = struct.field(default_factory=dict)
     info: Arrays = struct.field(default_factory=dict)
+    initial_state: PyTree = None
 
     def previous_actions(self) -> Array:
         """``[B, T, A]``: ``action[t-1]`` at t, zeros where an episode begins. What `WorldModel.observe` takes."""
@@ -273,10 +282,15 @@ class Prediction(struct.PyTreeNode):
 
 
 class Stage(NamedTuple):
-    """A phase of training: its name, and the paths below ``params`` that it trains ("" is all of them)."""
+    """A phase of training: its name, and the paths below ``params`` that it trains ("" is all of them).
+
+    ``fits`` says whether its loss measures how well a batch is fitted, so that it can be driven down on one clip; that
+    of an actor, whose own choices are the data, does not.
+    """
 
     name: str
     trainable: tuple[str, ...] = ("",)
+    fits: bool = True
 
 
 class Aux(NamedTuple):

@@ -136,11 +136,16 @@ def episode_batch(episodes: Episodes, indices: Sequence[int], length: int, start
 
 
 def load_spec(config: Config) -> Spec:
-    """What the world of ``config`` shows and takes: from its data, or from the world that would generate them.
+    """What the world of ``config`` shows and takes: from its data, or from the world that they would come from.
 
     Raises:
-      DataError: the data are missing and ``data.generate`` does not say how to make them.
+      DataError: the data are missing and neither ``data.generate`` nor ``data.collect`` says where to get them.
+      EnvError: the environment of ``data.collect`` cannot be made.
     """
+    if config.data.collect is not None:
+        from jaxwm.envs.opening import environment_spec
+
+        return environment_spec(config.data.collect)
     if _exists(config.data.path):
         spec: Spec = read_header(config.data.path)["spec"]
         return spec
@@ -186,6 +191,8 @@ def _exists(path: str | os.PathLike[str]) -> bool:
 def _world(config: DataConfig) -> World:
     from jaxwm.config import build_world
 
+    if config.generate is None and not config.path:
+        raise DataError("data.path is empty: this agent lives through its own episodes; name some that lie on disk")
     if config.generate is None:
         raise DataError(
             f"data.path: there are no episodes in {config.path}; make them with jaxwm data generate, record or "

@@ -323,7 +323,8 @@ class RSSM:
         swap = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
         times = jnp.arange(batch.reward.shape[1])
         inputs = (times, *swap((previous_actions, embeds, batch.is_first)))
-        _, states = jax.lax.scan(step, self.init_state(batch.reward.shape[0]), inputs)
+        start = self.init_state(batch.reward.shape[0]) if batch.initial_state is None else batch.initial_state
+        _, states = jax.lax.scan(step, start, inputs)
         states = swap(states)
 
         prior, posterior = self._apply(variables, "prior", states.deter), states.belief

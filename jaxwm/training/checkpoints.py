@@ -1,8 +1,9 @@
 """Checkpoints: written by Orbax in the background, whole or not at all; read again on any number of devices.
 
 A checkpoint is a folder named by its step, with the parts ``params``, ``targets`` (where the model has any),
-``average`` (where it is kept), ``optimizer`` and ``progress``. Together with the configuration of the run they are all
-that is needed to go on bit for bit; the data position is the seed and the step.
+``average`` (where it is kept), ``optimizer``, ``experience`` (where an agent collects its own) and ``progress``.
+Together with the configuration of the run they are all that is needed to go on bit for bit; the position in data that
+lie on disk is the seed and the step.
 """
 
 from __future__ import annotations
@@ -89,20 +90,26 @@ class Checkpoints:
         """Whether a checkpoint of ``progress`` would be the best of all."""
         return all(progress.rank > other.rank for other in self._progress.values())
 
-    def save(self, state: TrainState, progress: Progress) -> None:
-        """Copies ``state`` off the devices and writes it in the background; nothing if the step is saved already."""
+    def save(self, state: TrainState, progress: Progress, experience: PyTree = None) -> None:
+        """Copies everything off the devices and writes it in the background; nothing if the step is saved already."""
         if progress.step in self._manager.all_steps():
             return
         self._progress[progress.step] = progress
-        _save(self._manager, progress, state.variables, state.average, state.optimizer)
+        _save(self._manager, progress, state.variables, state.average, state.optimizer, experience)
 
-    def restore(self, abstract: Callable[[Progress], TrainState]) -> tuple[TrainState, Progress] | None:
+    def restore(
+        self, abstract: Callable[[Progress], TrainState], experience: PyTree = None
+    ) -> tuple[TrainState, Progress, PyTree] | None:
         """The latest state that can be read; None where there are no checkpoints.
 
         Later ones that cannot be read are reported and moved aside, to ``<step>.damaged``.
 
         Args:
           abstract: gives the shapes and shardings of the state to restore.
+          experience: shapes and shardings of what was collected; None where that is nothing.
+
+        Returns:
+          The state, where it stands, and the experience.
 
         Raises:
           CheckpointError: none can be read; one does not fit the model; one has no optimiser state.
@@ -118,7 +125,7 @@ class Checkpoints:
             try:
                 if progress is None or wanted is None:
                     raise FileNotFoundError("progress is missing or damaged")
-                parts = _parts(wanted.variables, wanted.average, wanted.optimizer)
+                parts = _parts(wanted.variables, wanted.average, wanted.optimizer, experience)
                 _check_fit(folder, parts)
                 restored = _read(self._path, step, parts)
             except CheckpointError:
@@ -137,7 +144,7 @@ class Checkpoints:
                 average=restored.get("average"),
                 healthy=place(np.bool_(True), wanted.healthy.sharding),
             )
-            return state, progress
+            return state, progress, restored.get("experience")
         if failures:
             raise CheckpointError(f"none of {len(steps)} checkpoints can be read; {failures[0]}")
         return None
@@ -216,22 +223,26 @@ def _save(
     variables: Variables,
     average: PyTree | None = None,
     optimizer: PyTree | None = None,
+    experience: PyTree | None = None,
 ) -> None:
     args: dict[str, Any] = {
-        name: ocp.args.StandardSave(tree) for name, tree in _parts(variables, average, optimizer).items()
+        name: ocp.args.StandardSave(tree) for name, tree in _parts(variables, average, optimizer, experience).items()
     }
     args["progress"] = ocp.args.JsonSave(dataclasses.asdict(progress))
     manager.save(progress.step, args=ocp.args.Composite(**args), force=True)
 
 
-def _parts(variables: Variables, average: PyTree | None, optimizer: PyTree | None) -> dict[str, PyTree]:
+def _parts(
+    variables: Variables, average: PyTree | None, optimizer: PyTree | None, experience: PyTree | None
+) -> dict[str, PyTree]:
     """The arrays of a checkpoint by the part that they lie in; parts without any are left out."""
-    trees = {**variables, "average": average, "optimizer": optimizer}
+    trees = {**variables, "average": average, "optimizer": optimizer, "experience": experience}
     return {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
 
 
 def _reader() -> ocp.Checkpointer:
-    arrays = {name: ocp.StandardCheckpointHandler() for name in ("params", "targets", "average", "optimizer")}
+    names = ("params", "targets", "average", "optimizer", "experience")
+    arrays = {name: ocp.StandardCheckpointHandler() for name in names}
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(progress=ocp.JsonCheckpointHandler(), **arrays))
 
 
@@ -247,7 +258,7 @@ def _check_fit(folder: pathlib.Path, parts: Mapping[str, PyTree]) -> None:
     """Raises CheckpointError where the arrays of the checkpoint are not those that the model asks for."""
     with _reader() as reader:
         saved = reader.metadata(folder).item_metadata
-    names = [name for name in ("params", "targets", "average") if name in parts]
+    names = [name for name in ("params", "targets", "average", "experience") if name in parts]
     differences = compare_shapes({name: saved[name].tree for name in names}, {name: parts[name] for name in names})
     if differences:
         raise CheckpointError(f"{folder} does not fit the model: {summary(differences)}")

@@ -80,9 +80,9 @@ class Stopwatch:
         """Lets the time run again."""
         self._since = time.perf_counter()
 
-    def count(self) -> None:
-        """Notes a step."""
-        self._steps += 1
+    def count(self, steps: int = 1) -> None:
+        """Notes ``steps`` steps."""
+        self._steps += steps
 
     def read(self) -> float:
         """Steps a second since the last reading."""

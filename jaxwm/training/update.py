@@ -130,7 +130,19 @@ def make_update(
     ema: float | None = None,
     mesh: Mesh | None = None,
 ) -> Compilable:
-    """The compiled function ``update(state, key, batch) -> (state, metrics)`` of a stage; it consumes ``state``.
+    """The compiled function ``update(state, key, batch) -> (state, metrics)`` of a stage; it consumes ``state``."""
+    step = update_step(model, stage, optimizer, ema, mesh)
+    return jax.jit(lambda state, key, batch: step(state, key, batch)[:2], donate_argnums=0)
+
+
+def update_step(
+    model: WorldModel,
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    ema: float | None = None,
+    mesh: Mesh | None = None,
+) -> Callable[[TrainState, Array, Trajectory], tuple[TrainState, dict[str, Array], PyTree]]:
+    """What `make_update` compiles, for use inside other compiled functions: ``-> (state, metrics, aux.states)``.
 
     ``metrics`` are scalars on the device: ``loss``, what the model reports, and the norms ``gradient_norm``,
     ``update_norm`` (over the trained parameters) and ``parameter_norm`` (over all, after the update). A step whose
@@ -139,7 +151,7 @@ def make_update(
     mesh = make_mesh() if mesh is None else mesh
     optimizer = train_only(optimizer, stage.trainable)
 
-    def update(state: TrainState, key: Array, batch: Trajectory) -> tuple[TrainState, dict[str, Array]]:
+    def update(state: TrainState, key: Array, batch: Trajectory) -> tuple[TrainState, dict[str, Array], PyTree]:
         params = state.variables["params"]
         loss, aux, gradients = _differentiate(model, stage, mesh, state.variables, key, state.step, batch)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, params)
@@ -165,9 +177,9 @@ def make_update(
         new_state = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new_state, state)
         new_state = new_state.replace(healthy=healthy)
         new_state = jax.lax.with_sharding_constraint(new_state, state_sharding(mesh, new_state))
-        return new_state, jax.lax.with_sharding_constraint(metrics, replicated(mesh))
+        return new_state, jax.lax.with_sharding_constraint(metrics, replicated(mesh)), aux.states
 
-    return jax.jit(update, donate_argnums=0)
+    return update
 
 
 def make_evaluate(model: WorldModel, stage: Stage, mesh: Mesh | None = None) -> Compilable:

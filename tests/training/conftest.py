@@ -1,21 +1,7 @@
-import jax
 import pytest
 from tiny_model import tiny_config, write_tiny_data
 
 from jaxwm.training import train
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The same program is compiled once in this process, however many runs use it; the folder of what is compiled."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    for name, value in zip(names, (folder, 0.1), strict=True):
-        jax.config.update(name, value)
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

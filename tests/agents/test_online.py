@@ -1,0 +1,155 @@
+"""Living and learning: the order of things, the ratio, stopping and going on."""
+
+import pathlib
+
+import chex
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import jaxwm
+from jaxwm.agents.experience import Cycle, plan_cycle
+from jaxwm.agents.online import train_agent
+from jaxwm.config import ConfigError
+from jaxwm.training import read_metrics
+
+TINY = "configs/dreamer_tiny.yaml"
+
+
+def config(*overrides):
+    return jaxwm.load_config(TINY, overrides)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run"
+    return path, train_agent(config(), path, progress=False)
+
+
+def arrays(path, step, part="experience"):
+    folder = path / "checkpoints" / str(step) / part
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(folder.resolve())
+
+
+def test_the_cycle_keeps_the_train_ratio():
+    assert plan_cycle(1024, 1, 16, 64) == Cycle(1, 1)
+    assert plan_cycle(512, 1, 16, 64) == Cycle(2, 1)
+    assert plan_cycle(32, 8, 16, 64) == Cycle(4, 1)
+    assert plan_cycle(512, 16, 16, 64) == Cycle(1, 8)
+    assert plan_cycle(384, 1, 16, 64) == Cycle(8, 3)
+    with pytest.raises(ConfigError, match=r"train_ratio is 0\.001.*choose a simpler ratio"):
+        plan_cycle(0.001, 1, 16, 64)
+
+
+def test_an_agent_lives_learns_and_reports(whole):
+    path, run = whole
+    assert run.step == 20
+    lines = read_metrics(path)
+    last = lines[-1]
+    # 64 steps before the first update: 16 of each of 4 worlds. A cycle is 1 step of 4 worlds and 1 update of 4 x 8.
+    experience = arrays(path, 20)
+    assert int(experience["replay"]["written"]) == 16 + 20
+    assert plan_cycle(8, 4, 4, 8) == Cycle(1, 1)
+    # Every 20th frame is the last of an episode, at which nothing is decided.
+    assert int(experience["decisions"]) == 4 * (36 - 1) == last["decisions"] == last["frames"]
+    assert np.isfinite([line["train/loss"] for line in lines if "train/loss" in line]).all()
+    scores = [line for line in lines if "evaluation/score" in line]
+    assert [line["step"] for line in scores] == [10, 20]
+    ended = [line for line in lines if "episode/length" in line]
+    assert ended and all(line["episode/length"] == 19 for line in ended)
+
+
+def test_what_is_in_the_replay_is_what_happened(whole):
+    path, _ = whole
+    records = arrays(path, 20)["replay"]["records"]
+    first, last = records["is_first"][:36], records["is_last"][:36]
+    np.testing.assert_array_equal(np.flatnonzero(first[:, 0]), [0, 20])
+    np.testing.assert_array_equal(np.flatnonzero(last[:, 0]), [19])
+    assert not records["is_terminal"].any()
+    np.testing.assert_array_equal(records["reward"][19], 0.0)
+    assert (records["reward"][:19] < 0).all()
+    np.testing.assert_array_equal(records["action"][19], 0.0)
+    assert (np.abs(records["action"][:19]).max(axis=(1, 2)) > 0).all() and np.abs(records["action"]).max() <= 1.0
+    # The reward of a record is the distance that its action led to, as the next record shows it.
+    seen = records["observation"]
+    distance = np.linalg.norm(seen["position"] - seen["goal"], axis=-1)
+    np.testing.assert_allclose(records["reward"][:19], -distance[1:20], atol=1e-5)
+    # Nothing was written beyond the counter, and every record that was written has a state of the model.
+    assert not records["action"][36:].any() and not records["state"]["deter"][36:].any()
+    assert (np.abs(records["state"]["deter"][:36]).max(axis=(1, 2)) > 0).all()
+
+
+def test_stopping_and_going_on_is_the_same_bit_for_bit(whole, tmp_path):
+    path, run = whole
+    half = tmp_path / "half"
+    train_agent(config("stages.train.steps=10"), half, progress=False)
+    again = train_agent(config(), half, progress=False)
+    chex.assert_trees_all_equal(again.variables, run.variables)
+    chex.assert_trees_all_equal(arrays(half, 20), arrays(path, 20))
+    assert [line["step"] for line in read_metrics(half)] == [line["step"] for line in read_metrics(path)]
+    assert read_metrics(half)[-1]["decisions"] == read_metrics(path)[-1]["decisions"]
+
+
+def test_three_lines_load_a_run_and_act(whole):
+    path, _ = whole
+    run = jaxwm.load_run(path)
+    agent, memory = run.model.agent(), run.model.agent().init(1)
+    frame = {field.name: np.zeros((1, *field.shape), field.dtype) for field in run.spec.observation}
+    action, memory = agent.act(run.variables, jax.random.split(jax.random.key(0), 1), memory, frame, np.ones(1, bool))
+    assert action.shape == (1, 2) and np.isfinite(action).all()
+
+
+def test_an_environment_from_outside(tmp_path):
+    overrides = (
+        "data.collect.world=null", "data.collect.environment=CartPole-v1", "data.collect.copies=2",
+        "data.collect.length=null", "data.collect.prefill=16", "stages.train.steps=6", "training.evaluate_every=6",
+        "training.checkpoint_every=3", "evaluation.episodes=3", "training.log_every=3",
+    )  # fmt: skip
+    train_agent(config(*overrides, "stages.train.steps=3"), tmp_path / "run", progress=False)
+    before = arrays(tmp_path / "run", 3)["replay"]
+    train_agent(config(*overrides), tmp_path / "run", progress=False)
+    after = arrays(tmp_path / "run", 6)["replay"]
+    # What was lived through before the stop is there once, and goes on with the beginning of an episode.
+    count = int(before["written"])
+    assert int(after["written"]) == count + 2 * 3
+    for name in ("action", "reward", "is_first"):
+        np.testing.assert_array_equal(after["records"][name][:count], before["records"][name][:count])
+    assert after["records"]["is_first"][count].all()
+    np.testing.assert_array_equal(after["records"]["reward"][:count][~after["records"]["is_last"][:count]], 1.0)
+    scores = [line["evaluation/score"] for line in read_metrics(tmp_path / "run") if "evaluation/score" in line]
+    assert all(8 <= score <= 500 for score in scores) and scores
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.collect.world=null"], "either an environment or a world"),
+        (["data.collect.length=null"], "a world needs the length of an episode"),
+        (["data.collect.repeat=2"], "repeat is for environments"),
+        (["data.collect=null"], "path is missing"),
+        (["data.collect.train_ratio=0"], "train_ratio"),
+        (["data.collect.worlds=3"], "unknown key"),
+        (["data.collect.world.sped=3"], "did you mean 'speed'"),
+    ],
+)
+def test_wrong_configurations(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        config(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("family: dreamer", "family: rssm", r"model\.family is 'rssm', which does not act"),
+        ("  train:\n", "  behaviour:\n", "stages holds behaviour: an agent that lives"),
+    ],
+)
+def test_families_that_do_not_act_and_other_stages(tmp_path, old, new, message):
+    text = pathlib.Path(TINY).read_text().replace("  horizon: 5\n", "")
+    assert old in text
+    (tmp_path / "other.yaml").write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        train_agent(jaxwm.load_config(tmp_path / "other.yaml"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
