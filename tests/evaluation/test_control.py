@@ -116,7 +116,7 @@ def test_the_planner_of_a_run_is_configured(toy_run):
     agent = planning_agent(run)
     assert agent.objective == Weighted(((1.0, Reward(0.9)),)) and (agent.every, agent.solver.horizon) == (2, 7)
     other = planning_agent(configure_planning(run, ["planning.solver.temperature=0.5"], solver="mppi"))
-    assert other.solver == MPPI(7, samples=256, elites=32, temperature=0.5)
+    assert other.solver == MPPI(7, samples=256, elites=32, temperature=0.5, colour=2.0)
     assert run.config.model == toy_run.config.model
 
 
