@@ -30,6 +30,8 @@ demo: $(VENV)/.installed
 	$(BIN)/jaxwm train configs/rssm_bounce.yaml --run demo/run
 	$(BIN)/jaxwm report demo/run --out demo/index.html
 
+# Tests compile much and run little.
+test: export XLA_FLAGS := $(XLA_FLAGS) --xla_backend_optimization_level=0
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 

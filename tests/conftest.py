@@ -13,14 +13,6 @@ from jaxwm.training import Run, save_weights
 from jaxwm.types import example_batch
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items):
-    """Tests of one file share fixtures and what was compiled, so they stay in one process; the laws take their own."""
-    for item in items:
-        if item.originalname not in ("test_laws", "test_laws_about_sharding_on_eight_devices"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
     """The same program is compiled once in this process, however many runs use it; the folder of what is compiled."""
