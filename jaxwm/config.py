@@ -180,8 +180,8 @@ class EvolutionConfig(Section):
 
     Each of ``generations`` tries ``population`` controllers in ``dreams`` dreams each, of at most ``horizon`` steps,
     sampled at ``temperature``; they begin with the first frames of ``starts`` episodes. ``sigma`` is the first
-    standard deviation of the parameters. ``sep_cma_es`` keeps only the diagonal of the covariance: for controllers of more than
-    about a thousand parameters, whose full matrix would cost more than the dreams.
+    standard deviation of the parameters. ``sep_cma_es`` keeps only the diagonal of the covariance: for controllers of
+    more than about a thousand parameters, whose full matrix would cost more than the dreams.
     """
 
     strategy: Literal["cma_es", "sep_cma_es"] = "cma_es"
