@@ -66,9 +66,10 @@ def restore(path, **options):
 @pytest.mark.parametrize("options", [{}, {"targets": False, "average": False}])
 def test_round_trip(tmp_path, options):
     write(tmp_path, [7], **options)
-    (state, progress), lines = restore(tmp_path, **options)
+    (state, progress, experience), lines = restore(tmp_path, **options)
     assert progress == Progress(7, "joint")
     assert_same(state, state_at(7, **options))
+    assert experience is None
     assert lines == []
 
 
@@ -138,7 +139,7 @@ def test_a_damaged_checkpoint_is_skipped_and_set_aside(three, tmp_path, damage):
     path = tmp_path / "checkpoints"
     shutil.copytree(three, path)
     damage(path / "3")
-    (state, progress), lines = restore(path)
+    (state, progress, _), lines = restore(path)
     assert progress.step == 2
     assert_same(state, state_at(2))
     assert len(lines) == 1
