@@ -2,6 +2,7 @@
 
 import jaxwm
 from jaxwm import models
+from jaxwm.agents import Dreamer
 
 PICTURES = jaxwm.Spec(
     (jaxwm.Field("image", (16, 16, 3), "uint8"), jaxwm.Field("vector", (3,), "float32")),
@@ -20,9 +21,7 @@ TINY = {
     ),
     "rssm": models.FAMILIES["rssm"](PICTURES, **_RSSM),
     "rssm-gaussian": models.FAMILIES["rssm"](VECTORS, recurrent="gru", latent="gaussian", kl_warmup=3, **_RSSM),
-    "dreamer": models.FAMILIES["dreamer"](
-        VECTORS, horizon=3, layers=1, prior_layers=1, actor_layers=1, critic_layers=1, **_RSSM
-    ),
+    "dreamer": Dreamer(VECTORS, horizon=3, layers=1, prior_layers=1, actor_layers=1, critic_layers=1, **_RSSM),
     "ensemble": models.FAMILIES["ensemble"](VECTORS, member=_SIMPLE, members=2),
     "mdn_rnn": models.FAMILIES["mdn_rnn"](PICTURES, **_MDN_RNN),
     "mdn_rnn-joint": models.FAMILIES["mdn_rnn"](VECTORS, mixture="joint", cell_features=True, **_MDN_RNN),
