@@ -21,7 +21,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 REAL_STEPS = 40_960
-EVERY = 2048
+EVERY = 4096
 SOLVED = 475
 
 

@@ -95,14 +95,12 @@ def train_policy(path: pathlib.Path, run: jaxwm.Run, seed: int) -> dict:
     whole = load_dream(run, length=501, context=2, starts=512, seed=seed)
     check_env(DreamEnv(short))
     envs = DreamVectorEnv(short, 8, autoreset_mode=AutoresetMode.SAME_STEP)
-    begun = time.perf_counter()
     policy = PPO("MlpPolicy", VecMonitor(Vectorised(envs, seed)), seed=seed, **SETTINGS)
     policy.learn(DREAM_STEPS)
-    seconds = time.perf_counter() - begun
     real = evaluate_policy(policy, make_vec_env(WORLD, 4, seed=1000 + seed), EPISODES)
     dreamt = evaluate_policy(policy, make_vec_env(lambda: DreamEnv(whole), 4, seed=2000 + seed), 20)
     row = {"seed": seed, "real": round(float(real[0]), 1), "real_std": round(float(real[1]), 1)}
-    row |= {"dream": round(float(dreamt[0]), 1), "dream_steps": policy.num_timesteps, "seconds": round(seconds)}
+    row |= {"dream": round(float(dreamt[0]), 1), "dream_steps": policy.num_timesteps}
     policy.save(path)
     summary.write_text(json.dumps(row))
     print(row, flush=True)
