@@ -179,9 +179,11 @@ class EvolutionConfig(Section):
     """A linear controller evolved in the dream of a trained model (`jaxwm evolve`).
 
     Each of ``generations`` tries ``population`` controllers in ``dreams`` dreams each, of at most ``horizon`` steps,
-    sampled at ``temperature``; they begin with the first frames of ``starts`` episodes. ``sigma`` is the first
-    standard deviation of the parameters. ``sep_cma_es`` keeps only the diagonal of the covariance: for controllers of
-    more than about a thousand parameters, whose full matrix would cost more than the dreams.
+    sampled at ``temperature``; they begin with the first frames of ``starts`` episodes. ``end_odds`` multiplies the
+    odds that a dream ends: above 1 a dream is more dangerous than the model believes the world to be, so that what it
+    forgives by mistake is worth less. ``sigma`` is the first standard deviation of the parameters. ``sep_cma_es``
+    keeps only the diagonal of the covariance: for controllers of more than about a thousand parameters, whose full
+    matrix would cost more than the dreams.
     """
 
     strategy: Literal["cma_es", "sep_cma_es"] = "cma_es"
@@ -190,6 +192,7 @@ class EvolutionConfig(Section):
     horizon: PositiveInt = 300
     generations: PositiveInt = 100
     temperature: NonNegativeFloat = 1.0
+    end_odds: PositiveFloat = 1.0
     sigma: PositiveFloat = 0.1
     starts: PositiveInt = 256
     seed: NonNegativeInt = 0

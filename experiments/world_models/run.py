@@ -33,7 +33,7 @@ from jaxwm.worlds.base import uniform_action
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE.parents[1] / "configs" / "mdn_rnn_dodge.yaml"
 TEMPERATURES = (0.1, 0.5, 1.0, 1.15, 1.3)
-EPISODES = 200
+EPISODES = 100
 
 
 def main() -> None:
@@ -41,11 +41,12 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--run", type=pathlib.Path, required=True, help="the run folder, outside the work tree")
     parser.add_argument("--data", help="another folder for the episodes")
+    parser.add_argument("--trained", action="store_true", help="takes the run as it is")
     parser.add_argument("--seeds", type=int, default=1, help="evolutions at each temperature")
     parser.add_argument("--only", type=float, nargs="*", default=TEMPERATURES, help="temperatures")
     arguments = parser.parse_intermixed_args()
     config = jaxwm.load_config(CONFIG, [f"data.path={arguments.data}"] if arguments.data else [])
-    run = jaxwm.train(config, arguments.run)
+    run = jaxwm.load_run(arguments.run) if arguments.trained else jaxwm.train(config, arguments.run)
     for part in arguments.parts or PARTS:
         record(part, PARTS[part](run, arguments), run)
 
@@ -124,7 +125,7 @@ def ablations(run, arguments):
     controller = evolution.LinearController(run.spec.action)
     blind = WithoutMemory(run.spec.action, run.model.latent)
     raw = dataclasses.replace(run, variables=untrained(run))
-    in_world = settings.model_copy(update={"population": 32, "generations": 40})
+    in_world = settings.model_copy(update={"population": 32, "generations": 16})
     table = {}
 
     def real(variables, policy, params):

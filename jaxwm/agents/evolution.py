@@ -92,19 +92,22 @@ class DreamTrials:
     """Dreams, in which a return is the sum of predicted rewards until the dream's end is drawn.
 
     ``inputs`` are (variables of the model, states ``[S, ...]`` to begin in, temperature); of the states each dream
-    takes one at random. The end is drawn with the probability that the model gives it.
+    takes one at random. The end is drawn with the probability that the model gives it, at ``end_odds`` times its odds:
+    the paper's dreams end by a logit that was trained with ends weighted by 10.
 
     Args:
       model: any world model that predicts reward and continuation.
       policy: acts on its features, without memory.
       dreams: N.
       horizon: most steps of a dream.
+      end_odds: above 1 the dream is more dangerous than the model believes the world to be.
     """
 
     model: WorldModel
     policy: Policy
     dreams: int
     horizon: int
+    end_odds: float = 1.0
 
     def __call__(self, inputs: tuple[Variables, PyTree, Array], candidates: PyTree, key: Array) -> Array:
         """See `Trials`."""
@@ -146,7 +149,8 @@ class DreamTrials:
                 raise EvolutionError(f"{type(self.model).__name__} predicts no {lacks}: a dream needs both")
             total += jnp.where(alive, expected.reward, 0.0)
             length += alive
-            alive &= for_all(jax.vmap(jax.random.uniform)(keys[:, 2])) < expected.continuation
+            stays = expected.continuation / (expected.continuation + self.end_odds * (1.0 - expected.continuation))
+            alive &= for_all(jax.vmap(jax.random.uniform)(keys[:, 2])) < stays
             return t + 1, state, alive, total, length
 
         state = jax.tree.map(lambda x: for_all(x[chosen]), starts)
@@ -281,7 +285,8 @@ def dream_trials(
     """The dreams that ``settings`` ask for, and the first parameters of a linear controller for them."""
     controller = LinearController(model.spec.action)
     features = jax.eval_shape(lambda: model.features(variables, model.init_state(1))).shape[-1]
-    return DreamTrials(model, controller, settings.dreams, settings.horizon), controller.init(features)
+    trials = DreamTrials(model, controller, settings.dreams, settings.horizon, settings.end_odds)
+    return trials, controller.init(features)
 
 
 def dream_starts(run: Run, count: int, seed: int = 0, split: str = "train") -> PyTree:
@@ -325,7 +330,7 @@ def score_controller(
     """
     dream_key, world_key, random_key = jax.random.split(jax.random.key(seed), 3)
     starts = dream_starts(run, episodes, seed, "test")
-    trials = DreamTrials(run.model, agent.policy, episodes, settings.horizon)
+    trials = DreamTrials(run.model, agent.policy, episodes, settings.horizon, settings.end_odds)
     inputs = (params[0], starts, jnp.float32(settings.temperature))
     alone = jax.tree.map(lambda x: x[None], params[1])
     scores = {"dream": _try(trials, inputs, alone, dream_key)[0]}

@@ -111,6 +111,9 @@ def test_an_end_is_drawn_with_its_probability():
     returns, lengths, _ = jax.jit(trials(Chance(), 4000, 40).play)(inputs(), candidates(0.0), jax.random.key(0))
     np.testing.assert_array_equal(returns, lengths)
     assert lengths.mean() == pytest.approx(4.0, rel=0.1)
+    harsh = DreamTrials(Chance(), LinearController(SPEC.action), 4000, 40, end_odds=3.0)  # 1 : 3 becomes 3 : 3
+    lengths = jax.jit(harsh.play)(inputs(), candidates(0.0), jax.random.key(0))[1]
+    assert lengths.mean() == pytest.approx(2.0, rel=0.1)
 
 
 @pytest.mark.parametrize("lacks", ["reward", "continuation"])
