@@ -22,7 +22,7 @@ from jaxwm.evaluation.scores import Scores
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 """Of the processes that tests start."""
 
-COMMANDS = ("doctor", "train", "imagine", "evaluate", "report", "export", "bench")
+COMMANDS = ("doctor", "train", "imagine", "plan", "evaluate", "report", "export", "bench")
 
 
 @pytest.fixture

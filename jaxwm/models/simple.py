@@ -91,9 +91,6 @@ class SimpleWorldModel:
       frequencies: the dynamics sees the sines and cosines of the latent times pi, 2 pi, 4 pi and so on, this many of
         them, beside the latent itself: edges in space are then learned much sooner (Tancik et al. 2020,
         arXiv:2006.10739). For latents of about unit size, such as small vectors under ``identity``.
-      noise: standard deviation of what is added to the latents that predictions begin with, in training only. The
-        model then learns to come back to where the data are, and dreams do not creep into walls (Sanchez-Gonzalez et
-        al. 2020, arXiv:2002.09405, section 4.3). For latents of about unit size.
       unroll: how many steps ahead the loss looks. With 1 only single steps are learned, and dreams that go on from
         their own latents drift.
       reward_scale: weight of the reward loss.
@@ -112,7 +109,6 @@ class SimpleWorldModel:
     background: bool = True
     residual: bool = False
     frequencies: NonNegativeInt = 0
-    noise: NonNegativeFloat = 0.0
     unroll: PositiveInt = 1
     reward_scale: NonNegativeFloat = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -208,8 +204,6 @@ class SimpleWorldModel:
         starts = length - self.unroll
         ahead = lambda x, first: jnp.stack([x[:, k : k + starts] for k in range(first, first + self.unroll)], axis=2)  # noqa: E731
         latent = self.encode(variables, {name: x[:, :starts] for name, x in batch.observation.items()})
-        if self.noise:
-            latent += self.noise * jax.vmap(lambda key: jax.random.normal(key, latent.shape[1:]))(keys)
 
         def step(latent: Array, action: Array) -> tuple[Array, Array]:
             latent = self.predict_next(variables, latent, action)

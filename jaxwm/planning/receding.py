@@ -194,10 +194,10 @@ class PlanningAgent:
         """See `jaxwm.acting.Agent`."""
         count = is_first.shape[0]
         keys = jax.vmap(functools.partial(jax.random.split, num=3))(keys)
-        cold = {"temperature": jnp.full(count, self.temperature, jnp.float32)}
+        controls = {"temperature": jnp.full(count, self.temperature, jnp.float32)}
         previous = jnp.where(is_first[:, None], 0.0, memory.action)
         state = self.model.observe(
-            params.variables, keys[:, 0], memory.state, previous, observation, is_first, cold
+            params.variables, keys[:, 0], memory.state, previous, observation, is_first, controls
         )  # fmt: skip
         due = is_first | (memory.done >= self.every)
 

@@ -80,20 +80,6 @@ def test_waves_are_what_the_dynamics_sees_besides(given):
     assert (4 * (1 + 2 * 3) + 3, 8) in [kernel.shape for kernel in kernels]
 
 
-def test_noise_is_added_where_predictions_begin_and_by_key(given):
-    variables, batch = given
-    noisy = dataclasses.replace(MODEL, noise=0.1)
-    keys = jax.random.split(jax.random.key(0), 2)
-    calm, shaken = (model.loss(variables, keys, batch, "train")[1].states for model in (MODEL, noisy))
-    drawn = jax.vmap(lambda key: jax.random.normal(key, (4, 6)))(keys)
-    begun = MODEL.encode(variables, {"vector": batch.observation["vector"][:, :4]}) + 0.1 * drawn
-    expected = MODEL.predict_next(variables, begun, batch.action[:, :4])
-    np.testing.assert_allclose(shaken[:, :, 0], expected, rtol=1e-5, atol=1e-6)
-    assert not np.allclose(shaken, calm)
-    with_ = lambda key: noisy.loss(variables, jax.random.split(key, 2), batch, "train")[0]  # noqa: E731
-    assert with_(jax.random.key(1)) == with_(jax.random.key(1)) != with_(jax.random.key(2))
-
-
 def test_pictures_need_a_coder():
     with pytest.raises(ValueError, match="coder=identity takes vectors only, but 'image' is an image"):
         SimpleWorldModel(PICTURES, coder="identity")
