@@ -261,9 +261,11 @@ class _Loop:
             self.report.advance(step)
             is_last = step >= self.phase.stop
             due = lambda every: is_last or (every > 0 and step // every > before // every)  # noqa: B023, E731
+            if due(settings.log_every) or due(settings.evaluate_every):
+                log.decisions = int(experience.decisions)
             if due(settings.log_every):
                 self.check_finite(state, experience)
-                log.write(step, self.phase.stage.name, int(experience.decisions))
+                log.write(step, self.phase.stage.name)
             log.watch.pause()
             loss = None
             if settings.evaluate_every and due(settings.evaluate_every):
@@ -393,9 +395,8 @@ class _Log:
         counts = {"decisions": self.decisions, "frames": self.decisions * self.frames_per_decision}
         self.metrics.write(step, {**values, **counts})
 
-    def write(self, step: int, stage: str, decisions: int) -> None:
+    def write(self, step: int, stage: str) -> None:
         """Writes the means since the last line, and shows them."""
-        self.decisions = decisions
         values = jax.device_get(self._figures)
         means = {f"train/{name}": float(np.mean([value[name] for value in values])) for name in values[0]}
         means["train/steps_per_second"] = self.watch.read()

@@ -161,7 +161,7 @@ class Planes:
         return self._show(reward, begins)
 
     def close(self):
-        raise NotImplementedError("nobody closes it here")
+        raise AssertionError("`play` leaves the environments to whoever made them")
 
     def _show(self, reward, is_first):
         no = np.zeros(self.count, bool)
