@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import statistics
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from jaxwm import data
 from jaxwm.config import Config, build_model
@@ -43,7 +45,8 @@ class Measurement:
       rate: in ``unit``, the median.
       unit: of the rate.
       milliseconds: of one call, the median.
-      peak_share: of the matrix-product peak of all devices, from the FLOPs that XLA counts; None where there are none.
+      peak_share: of a device's matrix-product peak, from the operations of its products and convolutions; None where
+        there are none.
       note: compile time and the like.
     """
 
@@ -162,14 +165,12 @@ def _imagination(
     def dream(variables: Variables, keys: Array, state: PyTree, actions: Array) -> Array:
         return rollout(model, None, horizon, False, False, variables, keys, state, actions, None, None, None).features
 
+    traced = jax.jit(dream).trace(variables, keys, state, actions)
     begin = time.perf_counter()
-    compiled = jax.jit(dream).lower(variables, keys, state, actions).compile()
+    compiled = traced.lower().compile()
     note = f"compiled in {time.perf_counter() - begin:.1f} s"
-    # XLA may count the body of a loop once, whatever its length: one step is counted on its own.
-    step = jax.jit(model.predict).lower(variables, keys, state, actions[:, 0]).compile()
     taken = median_seconds(lambda: compiled(variables, keys, state, actions), seconds)
-    flops = _flops(step) * horizon
-    share = flops / taken / 1e9 / statistics.median(peaks) if flops else None
+    share = _share(traced.jaxpr, taken, peaks)
     name = f"imagine, batch {rows}, horizon {horizon}"
     return Measurement(name, rows * horizon / taken, "steps/s", taken * 1e3, share, note)
 
@@ -182,8 +183,9 @@ def _training(config: Config, model: WorldModel, batch: Trajectory, seconds: flo
     state = init_state(model, phase.stage, phase.optimizer(), key, batch, ema=config.training.ema, mesh=mesh)
     on_devices = put_batch(mesh, batch)
     update = make_update(model, phase.stage, phase.optimizer(), config.training.ema, mesh)
+    traced = update.trace(state, key, on_devices)
     begin = time.perf_counter()
-    compiled = update.lower(state, key, on_devices).compile()
+    compiled = traced.lower().compile()
     note = f"compiled in {time.perf_counter() - begin:.1f} s"
     states = [state]
 
@@ -193,7 +195,7 @@ def _training(config: Config, model: WorldModel, batch: Trajectory, seconds: flo
 
     taken = median_seconds(step, seconds)
     name = f"update ({phase.stage.name}), batch {config.data.batch} x {config.data.length}"
-    return Measurement(name, 1 / taken, "updates/s", taken * 1e3, None, note)
+    return Measurement(name, 1 / taken, "updates/s", taken * 1e3, _share(traced.jaxpr, taken, peaks), note)
 
 
 def _pipeline(config: Config, seconds: float, training: Measurement) -> Measurement:
@@ -220,11 +222,41 @@ def _pipeline(config: Config, seconds: float, training: Measurement) -> Measurem
     )
 
 
-def _flops(compiled: Any) -> float:
-    """What XLA counts; 0 where it does not."""
-    cost = compiled.cost_analysis()
-    cost = cost[0] if isinstance(cost, list | tuple) and cost else cost
-    return float(cost.get("flops", 0.0)) if isinstance(cost, dict) else 0.0
+def product_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
+    """Operations in the matrix products and convolutions of a traced function, two for each multiply-add.
+
+    Loops of known length count as often as they run (XLA's own cost analysis may count their body once), the body of a
+    ``while`` once, and of the branches of a ``cond`` the dearest. What else is computed is not counted: the figure is
+    what a share of the matrix-product peak is to be taken from.
+
+    Args:
+      jaxpr: such as ``jax.jit(function).trace(*arguments).jaxpr``; inside ``shard_map`` shapes are of one device.
+    """
+    inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    return sum(_equation_flops(equation) for equation in inner.eqns)
+
+
+def _equation_flops(equation: JaxprEqn) -> int:
+    params = equation.params
+    if equation.primitive.name == "dot_general":
+        left, (contracted, _) = equation.invars[0].aval, params["dimension_numbers"][0]
+        return 2 * equation.outvars[0].aval.size * math.prod(left.shape[axis] for axis in contracted)
+    if equation.primitive.name == "conv_general_dilated":
+        kernel, layout = equation.invars[1].aval, params["dimension_numbers"].rhs_spec
+        taps = math.prod(kernel.shape[axis] for axis in layout[1:])
+        # The zeros that are put between the inputs of a transposed convolution are no work.
+        return 2 * equation.outvars[0].aval.size * taps // math.prod(params["lhs_dilation"])
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr))
+    parts = [product_flops(leaf) for leaf in leaves if isinstance(leaf, Jaxpr | ClosedJaxpr)]
+    if equation.primitive.name == "cond":
+        return max(parts, default=0)
+    return sum(parts) * (params["length"] if equation.primitive.name == "scan" else 1)
+
+
+def _share(jaxpr: ClosedJaxpr, seconds: float, peaks: list[float]) -> float | None:
+    """Of the peak, for a call that took ``seconds``."""
+    flops = product_flops(jaxpr)
+    return flops / seconds / 1e9 / statistics.median(peaks) if flops else None
 
 
 def _count(value: float) -> str:

@@ -192,7 +192,8 @@ class ActorCritic:
             model, ActorPolicy(self), self.horizon, False, True, frozen[0], keys, frozen[1],
             None, jax.lax.stop_gradient(actor), None, None,
         )  # fmt: skip
-        features, states = jax.lax.stop_gradient((dream.features, dream.states))
+        # Made once and kept: without the barrier XLA makes parts of the dream anew for each of those who read it.
+        features, states = jax.lax.optimization_barrier(jax.lax.stop_gradient((dream.features, dream.states)))
         count, length = features.shape[:2]
         # The heads see all states at once: one wide product in place of a narrow one in each step of the dream.
         flat = jax.tree.map(lambda x: x.reshape(count * length, *x.shape[2:]), states)

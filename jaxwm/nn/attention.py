@@ -1,0 +1,311 @@
+"""Attention over the frames of a video: rotary positions in time and space, blocks, a ring of keys and values.
+
+Tokens are ``[B, T, N, C]``: N of them in each of T frames. A token sees those of its own frame and of at most
+``window`` frames before it. What it sees of the past is kept in a `Cache` of fixed size, so that a step costs the same
+at frame 10 and at frame 10,000.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+from jax.typing import DTypeLike
+
+from jaxwm.nn.layers import Linear, RMSNorm, activate
+from jaxwm.types import Array
+
+PERIOD = 1 << 16
+"""Positions count modulo this. All angles turn a whole number of times in it, so nothing is lost by starting over."""
+_BASE = 10_000.0
+
+
+def rotary_angles(positions: Array, size: int) -> Array:
+    """Angles ``[..., size / 2]`` in radians by which the pairs of a head turn (Su et al. 2021, arXiv:2104.09864).
+
+    Each axis of the positions gets an equal share of the pairs, and what is left over does not turn. The frequencies
+    are those of the paper, from 1 down to 1/10,000 a position, rounded to whole turns in `PERIOD` positions: angles
+    are exact however long a dream is.
+
+    Args:
+      positions: ``[..., axes]`` whole numbers, such as (time, row, column).
+      size: of a head.
+    """
+    axes = positions.shape[-1]
+    share = size // 2 // max(axes, 1)
+    wanted = _BASE ** (-np.arange(share) / max(share, 1))
+    turns = jnp.asarray(np.maximum(np.round(wanted * PERIOD / (2 * math.pi)), 1), jnp.int32)
+    phase = (positions.astype(jnp.int32) % PERIOD)[..., None] * turns % PERIOD
+    angles = (2 * math.pi / PERIOD * phase).reshape(*positions.shape[:-1], axes * share)
+    return jnp.pad(angles, [(0, 0)] * (positions.ndim - 1) + [(0, size // 2 - axes * share)])
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Turns the pairs (i, i + D/2) of heads ``[..., S, H, D]`` by ``angles`` ``[..., S, D/2]``."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+@struct.dataclass
+class Cache:
+    """What a `FrameTransformer` keeps of the frames before: a ring of ``window`` frames for each of its blocks.
+
+    Attributes:
+      keys: for each block ``[B, R, H, window, M, D]``, turned to where they stand in time; R groups of M tokens in a
+        frame that attend to each other: one group of all tokens, or each token a group of its own.
+      values: the same shapes.
+      position: ``[B]`` int32, the number of the next frame.
+      count: ``[B]`` int32, how many frames of this episode there are, at most ``window``.
+    """
+
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+    position: Array
+    count: Array
+
+    @property
+    def window(self) -> int:
+        """How many frames fit."""
+        return self.keys[0].shape[3]
+
+    def forget(self, where: Array) -> Cache:
+        """Nothing is remembered in the rows ``where`` ``[B]`` bool: an episode begins there."""
+        return self.replace(count=jnp.where(where, 0, self.count))
+
+    def seen(self) -> Array:
+        """``[B, window]``: which slots hold a frame of this episode."""
+        age = (self.position[:, None] - 1 - jnp.arange(self.window)) % self.window
+        return age < self.count[:, None]
+
+    def append(self, entries: Entries) -> Cache:
+        """With a frame more, which takes the place of the oldest one."""
+        slot = self.position % self.window
+
+        def write(ring: Array, entry: Array) -> Array:
+            put = lambda ring, entry, slot: jax.lax.dynamic_update_slice_in_dim(ring, entry, slot, axis=2)  # noqa: E731
+            return jax.vmap(put)(ring, entry.astype(ring.dtype), slot)
+
+        return Cache(
+            keys=tuple(write(ring, keys) for ring, (keys, _) in zip(self.keys, entries, strict=True)),
+            values=tuple(write(ring, values) for ring, (_, values) in zip(self.values, entries, strict=True)),
+            # Turns over where neither the slot nor the angle notices.
+            position=(self.position + 1) % (PERIOD * self.window),
+            count=jnp.minimum(self.count + 1, self.window),
+        )
+
+
+Entries = tuple[tuple[Array, Array], ...]
+"""Keys and values ``[B, R, H, 1, M, D]`` of one frame, for each block."""
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions, normalised queries and keys, and memories of the past if there are any."""
+
+    heads: int
+    output_scale: float = 1.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, angles: Array, mask: Array | None = None, past: tuple[Array, Array, Array] | None = None
+    ) -> tuple[Array, Array, Array]:
+        """``[B, S, C]`` to ``[B, S, C]``, and the keys and values ``[B, H, S, D]``.
+
+        Args:
+          x: the tokens.
+          angles: ``[B or 1, S, D/2]``, see `rotary_angles`.
+          mask: ``[B or 1, S, S]``, whether token i sees token j; None for all.
+          past: keys and values ``[B, H, P, D]`` of tokens before, and ``[B, P]`` which of them are seen.
+        """
+        rows, length, width = x.shape
+        if width % (2 * self.heads):
+            raise ValueError(f"Attention: width {width} is not divisible by twice the {self.heads} heads")
+        size = width // self.heads
+        mixed = Linear(3 * width, dtype=self.dtype, name="inputs")(x).reshape(rows, length, 3, self.heads, size)
+        query = rotate(RMSNorm(dtype=self.dtype, name="query_norm")(mixed[:, :, 0]), angles)
+        key = rotate(RMSNorm(dtype=self.dtype, name="key_norm")(mixed[:, :, 1]), angles)
+        value = mixed[:, :, 2]
+        if past is None:
+            seen = None if mask is None else mask[:, None]
+            found = jax.nn.dot_product_attention(query, key, value, mask=seen)
+        query, key, value = (jnp.swapaxes(part, 1, 2) for part in (query, key, value))
+        if past is not None:
+            found = jnp.swapaxes(_attend_with_past(query, key, value, mask, past), 1, 2)
+        output = Linear(width, self.output_scale, dtype=self.dtype, name="output")
+        return output(found.reshape(rows, length, width)), key, value
+
+
+def _attend_with_past(
+    query: Array, key: Array, value: Array, mask: Array | None, past: tuple[Array, Array, Array]
+) -> Array:
+    """``[B, H, S, D]``: attention to the past and the present as if they lay in one array."""
+    past_key, past_value, seen = past
+    scale = 1 / math.sqrt(query.shape[-1])
+    logits = lambda keys: jnp.einsum("bhqd,bhkd->bhqk", query, keys).astype(jnp.float32) * scale  # noqa: E731
+    before, now = logits(past_key), logits(key)
+    before = jnp.where(seen[:, None, None], before, -jnp.inf)
+    if mask is not None:
+        now = jnp.where(mask[:, None], now, -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([before, now], axis=-1), axis=-1).astype(value.dtype)
+    count = past_key.shape[2]
+    mix = lambda weights, values: jnp.einsum("bhqk,bhkd->bhqd", weights, values)  # noqa: E731
+    return mix(weights[..., :count], past_value) + mix(weights[..., count:], value)
+
+
+class FrameTransformer(nn.Module):
+    """Blocks of attention and MLP over ``[B, T, N, C]``, causal in time: the trunk of models that predict frames.
+
+    Args:
+      blocks: how many.
+      heads: of the attention.
+      window: frames before its own that a token sees.
+      positions: ``[N][2]`` row and column of each token; None where a place means nothing.
+      factorised: tokens attend to those of their own frame, then to themselves in the frames before (cheap for many
+        tokens); otherwise to all tokens of all frames at once.
+      conditioned: each block is steered by a condition, as in DiT (Peebles & Xie 2023, arXiv:2212.09748): shifts,
+        scales and gates, all zero at first.
+      expansion: of the MLP's hidden layer.
+    """
+
+    blocks: int
+    heads: int
+    window: int
+    positions: tuple[tuple[int, int], ...] | None = None
+    factorised: bool = False
+    conditioned: bool = False
+    expansion: int = 4
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,
+        segments: Array | None = None,
+        condition: Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Array, Entries]:
+        """``[B, T, N, C]`` to ``[B, T, N, C]``, normalised, and what a cache is to keep of the frames.
+
+        Args:
+          tokens: of all frames; of one (T = 1) where there is a cache.
+          segments: ``[B, T]``; frames see only those before them of the same number (episode). None: all are of one.
+          condition: ``[B, T, 1 or N, C]``.
+          cache: the frames before. It is not changed: `Cache.append` takes the entries that are returned.
+        """
+        _, length, count, width = tokens.shape
+        if cache is not None and length != 1:
+            raise ValueError(f"FrameTransformer: {length} frames, expected 1 where there is a cache")
+        time = jnp.arange(length)[None] if cache is None else cache.position[:, None]
+        mask = None if cache is not None else self._mask(length, segments)
+        places = jnp.asarray(self.positions or ((),) * count, jnp.int32)
+        members = 1 if self.factorised else count
+        where = jnp.broadcast_to(time[:, :, None, None], (*time.shape, members, 1))
+        if not self.factorised:
+            here = jnp.broadcast_to(places, (*time.shape, *places.shape))
+            where = jnp.concatenate([where, here], axis=-1)
+        size = width // self.heads
+        angles = rotary_angles(where, size).reshape(where.shape[0], length * members, size // 2)
+        inside = rotary_angles(places[None], size)
+        quiet = 1 / math.sqrt(self.blocks * (3 if self.factorised else 2))
+        entries = []
+        x = tokens.astype(self.dtype)
+        for index in range(self.blocks):
+            past = None if cache is None else (cache.keys[index], cache.values[index], cache.seen())
+            block = _Block(
+                self.heads, quiet, self.factorised, self.conditioned, self.expansion, self.dtype, name=f"block_{index}"
+            )
+            x, entry = block(x, angles, inside, mask, condition, past)
+            entries.append(entry)
+        return RMSNorm(dtype=self.dtype, name="norm")(x), tuple(entries)
+
+    def init_cache(self, rows: int, count: int, width: int) -> Cache:
+        """An empty cache for ``rows`` videos of frames with ``count`` tokens of ``width``."""
+        groups, members = (count, 1) if self.factorised else (1, count)
+        shape = (rows, groups, self.heads, self.window, members, width // self.heads)
+        empty = tuple(jnp.zeros(shape, self.dtype) for _ in range(self.blocks))
+        zeros = jnp.zeros(rows, jnp.int32)
+        return Cache(empty, empty, zeros, zeros)
+
+    def _mask(self, length: int, segments: Array | None) -> Array:
+        """``[1 or B, T, T]``: frame t sees itself and at most ``window`` frames of its episode before it."""
+        ahead = jnp.arange(length)[:, None] - jnp.arange(length)[None]
+        mask = ((ahead >= 0) & (ahead <= self.window))[None]
+        return mask if segments is None else mask & (segments[:, :, None] == segments[:, None])
+
+
+class _Block(nn.Module):
+    heads: int
+    output_scale: float
+    factorised: bool
+    conditioned: bool
+    expansion: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        angles: Array,
+        inside: Array,
+        mask: Array | None,
+        condition: Array | None,
+        past: tuple[Array, Array, Array] | None,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """``x`` ``[B, T, N, C]``; ``angles`` are those of time attention, ``inside`` of attention within a frame."""
+        rows, length, count, width = x.shape
+        parts = 3 if self.factorised else 2
+        steering: list[Array] = []
+        if self.conditioned:
+            raw = Linear(3 * parts * width, 0.0, dtype=self.dtype, name="steering")(jax.nn.silu(condition))
+            steering = jnp.split(raw, 3 * parts, axis=-1)
+
+        def residual(name: str, x: Array, part: Callable[[Array], Array]) -> Array:
+            normed = RMSNorm(dtype=self.dtype, name=f"{name}_norm")(x)
+            if not steering:
+                return x + part(normed)
+            shift, scale, gate = (steering.pop(0) for _ in range(3))
+            return x + gate * part(normed * (1 + scale) + shift)
+
+        def space(x: Array) -> Array:
+            attention = Attention(self.heads, self.output_scale, self.dtype, name="space")
+            return attention(x.reshape(rows * length, count, width), inside)[0].reshape(x.shape)
+
+        entry: list[Array] = []
+
+        def time(x: Array) -> Array:
+            groups, members = (count, 1) if self.factorised else (1, count)
+            each = functools.partial(_for_each_group, groups=groups)
+            series = x.reshape(rows, length, groups, members, width).swapaxes(1, 2)
+            before = None
+            if past is not None:
+                keys, values, seen = past
+                flat = (rows * groups, self.heads, -1, width // self.heads)
+                before = keys.reshape(flat), values.reshape(flat), each(jnp.repeat(seen, members, axis=1))
+            seen = None if mask is None else each(jnp.repeat(jnp.repeat(mask, members, axis=1), members, axis=2))
+            out, keys, values = Attention(self.heads, self.output_scale, self.dtype, name="time")(
+                series.reshape(rows * groups, length * members, width), each(angles), seen, before
+            )
+            kept = (rows, groups, self.heads, length, members, width // self.heads)
+            entry.extend([keys.reshape(kept), values.reshape(kept)])
+            return out.reshape(rows, groups, length, members, width).swapaxes(1, 2).reshape(x.shape)
+
+        def mlp(x: Array) -> Array:
+            hidden = activate("silu", Linear(self.expansion * width, dtype=self.dtype, name="mlp_hidden")(x))
+            return Linear(width, self.output_scale, dtype=self.dtype, name="mlp_output")(hidden)
+
+        if self.factorised:
+            x = residual("space", x, space)
+        x = residual("mlp", residual("time", x, time), mlp)
+        return x, (entry[0], entry[1])
+
+
+def _for_each_group(array: Array, groups: int) -> Array:
+    """``[B, ...]`` or ``[1, ...]`` to ``[B * groups, ...]`` or ``[1, ...]``: the groups of a row are all alike."""
+    return array if array.shape[0] == 1 else jnp.repeat(array, groups, axis=0)

@@ -1,0 +1,141 @@
+"""Attention over frames: what is seen, by which angles, and that a cache changes nothing."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxwm.nn.attention import PERIOD, Attention, FrameTransformer, rotary_angles, rotate
+
+ROWS, LENGTH, TOKENS, WIDTH = 2, 7, 3, 24
+PLAIN = FrameTransformer(blocks=2, heads=2, window=3, positions=((0, 0), (1, 2), (2, 1)))
+KINDS = {
+    "joint": PLAIN,
+    "joint, no places": dataclasses.replace(PLAIN, positions=None),
+    "factorised": dataclasses.replace(PLAIN, factorised=True),
+    "factorised, steered": dataclasses.replace(PLAIN, factorised=True, conditioned=True),
+    "joint, steered": dataclasses.replace(PLAIN, conditioned=True),
+}
+SEGMENTS = jnp.array([[0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 2]])
+
+
+def draw(number, *shape):
+    return jax.random.normal(jax.random.key(number), shape)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def given(request):
+    """A transformer none of whose parameters is zero, tokens, conditions."""
+    trunk = KINDS[request.param]
+    tokens = draw(0, ROWS, LENGTH, TOKENS, WIDTH)
+    condition = draw(1, ROWS, LENGTH, 1, WIDTH) if trunk.conditioned else None
+    params = jax.jit(trunk.init)(jax.random.key(2), tokens, SEGMENTS, condition)
+    leaves, structure = jax.tree.flatten(params)
+    params = structure.unflatten([x + 0.1 * draw(i, *x.shape) for i, x in enumerate(leaves)])
+    return trunk, params, tokens, condition
+
+
+def steps(trunk, params, tokens, condition, begins, cache):
+    """Frame by frame; outputs ``[B, T, N, C]`` and the last cache."""
+
+    traces = []
+
+    @jax.jit
+    def step(cache, tokens, condition, begins):
+        traces.append(1)
+        cache = cache.forget(begins)
+        out, entries = trunk.apply(params, tokens, None, condition, cache)
+        return cache.append(entries), out
+
+    outs = []
+    for t in range(tokens.shape[1]):
+        now = None if condition is None else condition[:, t : t + 1]
+        cache, out = step(cache, tokens[:, t : t + 1], now, begins[:, t])
+        outs.append(out)
+    assert len(traces) == 1
+    return jnp.concatenate(outs, axis=1), cache
+
+
+def begins_of(segments):
+    return jnp.concatenate([jnp.ones((ROWS, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+
+
+def test_frame_by_frame_with_a_cache_is_the_same_as_all_at_once(given):
+    trunk, params, tokens, condition = given
+    full, _ = jax.jit(trunk.apply)(params, tokens, SEGMENTS, condition)
+    cache = trunk.init_cache(ROWS, TOKENS, WIDTH)
+    stepped, last = steps(trunk, params, tokens, condition, begins_of(SEGMENTS), cache)
+    np.testing.assert_allclose(stepped, full, atol=1e-5)
+    np.testing.assert_array_equal(last.count, [3, 1])
+    chex.assert_trees_all_equal_shapes_and_dtypes(last, cache)
+
+
+def test_a_cache_that_turns_over_goes_on_as_if_it_were_new(given):
+    trunk, params, tokens, condition = given
+    cache = trunk.init_cache(ROWS, TOKENS, WIDTH)
+    begins = begins_of(jnp.zeros_like(SEGMENTS))
+    fresh, _ = steps(trunk, params, tokens, condition, begins, cache)
+    old = cache.replace(position=jnp.array([PERIOD * trunk.window - 3, 5 * PERIOD + 1]) % (PERIOD * trunk.window))
+    aged, last = steps(trunk, params, tokens, condition, begins, old)
+    np.testing.assert_allclose(aged, fresh, atol=1e-5)
+    assert int(last.position[0]) == LENGTH - 3, "it has turned over"
+
+
+def test_a_frame_sees_its_window_of_the_past_and_no_more(given):
+    trunk, params, tokens, condition = given
+    apply = jax.jit(lambda tokens: trunk.apply(params, tokens, None, condition)[0])
+    before = apply(tokens)
+    # Each of the two blocks reaches a window further back.
+    for changed in (0, 3):
+        after = apply(tokens.at[:, changed, 1].add(1.0))
+        differs = np.abs(after - before).max(axis=(0, 2, 3)) > 1e-6
+        expected = (np.arange(LENGTH) >= changed) & (np.arange(LENGTH) <= changed + 2 * trunk.window)
+        np.testing.assert_array_equal(differs, expected)
+
+
+def test_rows_do_not_see_each_other(given):
+    trunk, params, tokens, condition = given
+    apply = jax.jit(lambda tokens: trunk.apply(params, tokens, SEGMENTS, condition)[0])
+    np.testing.assert_array_equal(apply(tokens)[0], apply(tokens.at[1].set(0.0))[0])
+
+
+def test_steering_starts_as_the_identity():
+    trunk = KINDS["joint, steered"]
+    tokens, condition = draw(0, 1, 2, TOKENS, WIDTH), draw(1, 1, 2, 1, WIDTH)
+    params = trunk.init(jax.random.key(0), tokens, None, condition)
+    out, _ = trunk.apply(params, tokens, None, condition)
+    np.testing.assert_allclose(out, tokens / jnp.sqrt(jnp.mean(tokens**2, -1, keepdims=True) + 1e-4), rtol=1e-5)
+
+
+def test_angles_by_hand():
+    angles = rotary_angles(jnp.array([[2, 3]]), 10)
+    # Five pairs, two for each axis, one left over; frequencies 1 and 1/100 in whole turns of 65,536 positions.
+    one, hundredth = 2 * np.pi * 10430 / PERIOD, 2 * np.pi * 104 / PERIOD
+    np.testing.assert_allclose(angles[0], [2 * one, 2 * hundredth, 3 * one, 3 * hundredth, 0.0], rtol=1e-5)
+    assert abs(one - 1) < 1e-4 and rotary_angles(jnp.zeros((4, 0), jnp.int32), 8).shape == (4, 4)
+    turned = rotate(jnp.array([[[1.0, 0.0, 0.0, 2.0]]]), jnp.array([[np.pi / 2, np.pi]]))
+    np.testing.assert_allclose(turned[0, 0], [0.0, 0.0, 1.0, -2.0], atol=1e-6)
+
+
+def test_only_differences_of_positions_matter_however_late():
+    query, key = draw(0, 1, 1, 1, 16), draw(1, 1, 1, 1, 16)
+
+    def product(at, of):
+        place = lambda t: rotary_angles(jnp.array([[[t]]]), 16)[0]  # noqa: E731
+        return float(jnp.sum(rotate(query, place(at)) * rotate(key, place(of))))
+
+    assert product(7, 4) == pytest.approx(product(3, 0), abs=1e-5)
+    assert product(60_007, 60_004) == pytest.approx(product(3, 0), abs=1e-5)
+    assert product(1, PERIOD - 2) == pytest.approx(product(3, 0), abs=1e-5)
+    assert abs(product(4, 0) - product(3, 0)) > 1e-2
+
+
+def test_wrong_widths_and_lengths_are_refused():
+    tokens = jnp.zeros((1, 2, TOKENS, WIDTH))
+    with pytest.raises(ValueError, match="width 24 is not divisible by twice the 5 heads"):
+        Attention(5).init(jax.random.key(0), tokens[:, 0], jnp.zeros((1, TOKENS, 2)))
+    with pytest.raises(ValueError, match="2 frames, expected 1"):
+        PLAIN.init(jax.random.key(0), tokens, None, None, PLAIN.init_cache(1, TOKENS, WIDTH))
