@@ -54,7 +54,8 @@ class GenerateConfig(Section):
     """How to make the data set when ``data.path`` does not hold it yet.
 
     Episodes of ``length`` steps are simulated in ``world``; ``train`` and ``test`` count the episodes of the splits.
-    ``policy`` is ``random``, ``scripted`` (the world's first scripted policy) or the name of one of the world's.
+    ``policy`` is ``random``, ``scripted`` (the world's first scripted policy) or the name of one of the world's;
+    several, joined by ``+``, take turns.
     """
 
     world: WorldConfig

@@ -51,7 +51,7 @@ def generate(
     test: Annotated[int, typer.Option(min=1, help="Episodes held out.")] = 64,
     length: Annotated[int, typer.Option(min=2, help="Steps after which an episode is cut.")] = 64,
     policy: Annotated[
-        str, typer.Option(help="random, scripted, or the name of one of the world's policies.")
+        str, typer.Option(help="random, scripted, or one of the world's policies; several, joined by +, take turns.")
     ] = "random",
     seed: Seed = 0,
 ) -> None:

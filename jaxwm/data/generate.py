@@ -14,7 +14,7 @@ import jax
 
 from jaxwm import worlds
 from jaxwm.data.episodes import DataError, Episode, write_episodes
-from jaxwm.types import Array, Trajectory
+from jaxwm.types import Array, PyTree, Trajectory
 
 if TYPE_CHECKING:
     from jaxwm.data.builder import Source
@@ -28,15 +28,16 @@ def simulate(
 ) -> Iterator[Episode]:
     """``count`` episodes of at most ``length`` steps in ``world``, simulated in batches under one compilation.
 
-    Episode i depends on the world, the policy, ``length``, ``seed``, ``split`` and i alone; the splits ``train``
-    and ``test`` never share a seed.
+    Several policies, joined by ``+``, take turns: with ``random+scripted`` every second episode is scripted. Episode i
+    depends on the world, the policy, ``length``, ``seed``, ``split`` and i alone; the splits ``train`` and ``test``
+    never share a seed.
 
     Raises:
       DataError: the world has no such policy or no such split is known.
     """
     if split not in _SPLITS:
         raise DataError(f"split {split!r} is unknown, expected one of {', '.join(_SPLITS)}")
-    act = find_policy(world, policy)
+    act = tuple(find_policy(world, name.strip()) for name in policy.split("+"))
     key = jax.random.fold_in(jax.random.key(seed), _SPLITS.index(split))
     batch = max(1, min(64, _STEPS_TOGETHER // length))
     return _episodes(world, key, count, length, act, batch)
@@ -46,20 +47,26 @@ _SPLITS = ("train", "test")
 
 
 def _episodes(
-    world: worlds.World, key: Array, count: int, length: int, policy: worlds.Policy, batch: int
+    world: worlds.World, key: Array, count: int, length: int, policies: tuple[worlds.Policy, ...], batch: int
 ) -> Iterator[Episode]:
     for start in range(0, count, batch):
-        rows = jax.device_get(_rollouts(world, key, start, batch, length, policy))
+        rows = jax.device_get(_rollouts(world, key, start, batch, length, policies))
         for row in range(min(batch, count - start)):
             yield Episode.of(jax.tree.map(lambda array, row=row: array[row], rows))
 
 
-@functools.partial(jax.jit, static_argnames=("world", "batch", "length", "policy"))
+@functools.partial(jax.jit, static_argnames=("world", "batch", "length", "policies"))
 def _rollouts(
-    world: worlds.World, key: Array, start: Array | int, batch: int, length: int, policy: worlds.Policy
+    world: worlds.World, key: Array, start: Array | int, batch: int, length: int, policies: tuple[worlds.Policy, ...]
 ) -> Trajectory:
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(start + jax.numpy.arange(batch))
-    return jax.vmap(lambda key: worlds.rollout(world, key, length, policy))(keys)
+    def episode(index: Array) -> Trajectory:
+        def act(world: worlds.World, key: Array, state: PyTree) -> Array:
+            each = [functools.partial(policy, world, key, state) for policy in policies]
+            return each[0]() if len(each) == 1 else jax.lax.switch(index % len(each), each)
+
+        return worlds.rollout(world, jax.random.fold_in(key, index), length, act)
+
+    return jax.vmap(episode)(start + jax.numpy.arange(batch))
 
 
 def find_policy(world: worlds.World, name: str) -> worlds.Policy:

@@ -93,9 +93,6 @@ class SimpleWorldModel:
         arXiv:2006.10739). For latents of about unit size, such as small vectors under ``identity``.
       unroll: how many steps ahead the loss looks. With 1 only single steps are learned, and dreams that go on from
         their own latents drift.
-      noise: standard deviation of what is added to the latents that the loss starts from, while the targets stay true:
-        the dynamics learns to come back from beside what it was shown, where errors lead it (Sanchez-Gonzalez et al.
-        2020, arXiv:2002.09405).
       reward_scale: weight of the reward loss.
       dtype: what the networks compute in; parameters are float32.
     """
@@ -113,7 +110,6 @@ class SimpleWorldModel:
     residual: bool = False
     frequencies: NonNegativeInt = 0
     unroll: PositiveInt = 1
-    noise: NonNegativeFloat = 0.0
     reward_scale: NonNegativeFloat = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -208,9 +204,6 @@ class SimpleWorldModel:
         starts = length - self.unroll
         ahead = lambda x, first: jnp.stack([x[:, k : k + starts] for k in range(first, first + self.unroll)], axis=2)  # noqa: E731
         latent = self.encode(variables, {name: x[:, :starts] for name, x in batch.observation.items()})
-        if self.noise:
-            draw = lambda key: jax.random.normal(key, latent.shape[1:])  # noqa: E731
-            latent = latent + self.noise * jax.vmap(draw)(keys).astype(latent.dtype)
 
         def step(latent: Array, action: Array) -> tuple[Array, Array]:
             latent = self.predict_next(variables, latent, action)

@@ -9,7 +9,7 @@ from jaxwm.types import nearest
 from jaxwm.worlds.base import Policy, Transition, World, random_policy, rollout
 from jaxwm.worlds.bounce import Bounce, BounceState, hold_centre
 from jaxwm.worlds.dodge import Dodge, DodgeState, step_aside
-from jaxwm.worlds.rooms import Rooms, RoomsState, walk_to_goal
+from jaxwm.worlds.rooms import Rooms, RoomsState, rush, walk_to_goal
 
 __all__ = [
     "POLICIES",
@@ -28,6 +28,7 @@ __all__ = [
     "make_world",
     "random_policy",
     "rollout",
+    "rush",
     "step_aside",
     "walk_to_goal",
 ]
@@ -38,7 +39,7 @@ WORLDS: dict[str, type] = {"bounce": Bounce, "dodge": Dodge, "rooms": Rooms}
 POLICIES: dict[str, dict[str, Policy]] = {
     "bounce": {"random": random_policy, "hold_centre": hold_centre},
     "dodge": {"random": random_policy, "step_aside": step_aside},
-    "rooms": {"random": random_policy, "walk_to_goal": walk_to_goal},
+    "rooms": {"random": random_policy, "walk_to_goal": walk_to_goal, "rush": rush},
 }
 """The policies to record each world with, by the name of the world and of the policy."""
 

@@ -258,3 +258,10 @@ def walk_to_goal(world: Rooms, key: Array, state: RoomsState) -> Array:
     target = jnp.where(passed, state.goal, jnp.where(fits, far, near))
     step = (target - state.position) / (world.speed * world.dt)
     return step / jnp.maximum(jnp.max(jnp.abs(step)), 1.0)
+
+
+def rush(world: Rooms, key: Array, state: RoomsState) -> Array:
+    """A scripted policy: roughly towards the goal as the crow flies, ``[2]``; it ends up pushing against the wall."""
+    way = state.goal - state.position
+    straight = 0.6 * way / jnp.maximum(jnp.max(jnp.abs(way)), world.speed * world.dt)
+    return jnp.clip(straight + jax.random.uniform(key, (2,), minval=-0.9, maxval=0.9), -1.0, 1.0)

@@ -107,6 +107,15 @@ def test_a_data_set_says_how_it_was_made(tmp_path):
         assert_equal(left, right)
 
 
+def test_policies_take_turns():
+    world = worlds.make_world("rooms", size=8, observe="state")
+    turns = list(generate.simulate(world, 0, 4, 8, "random+walk_to_goal"))
+    alone = {name: list(generate.simulate(world, 0, 4, 8, name)) for name in ("random", "walk_to_goal")}
+    for index, name in enumerate(["random", "walk_to_goal"] * 2):
+        assert_equal(turns[index], alone[name][index])
+    assert not np.array_equal(alone["random"][0].action, alone["walk_to_goal"][0].action)
+
+
 def test_unknown_policies_and_splits_are_named():
     with pytest.raises(data.DataError, match="policy 'clever' is unknown in the world rooms; known: random"):
         generate.simulate(worlds.make_world("rooms"), 0, 1, policy="clever")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm.worlds import Rooms, World, make_world, random_policy, rollout, walk_to_goal
+from jaxwm.worlds import Rooms, World, make_world, random_policy, rollout, rush, walk_to_goal
 from jaxwm.worlds.base import GoalWorld
 from jaxwm.worlds.rooms import BACKGROUND, DOT, GOAL, WALL, RoomsState
 
@@ -231,3 +231,16 @@ def test_a_goal_state_is_solved_and_looks_like_its_episode():
 def test_wrong_parameters_are_named(parameters, message):
     with pytest.raises(ValueError, match=message):
         make_world("rooms", **parameters)
+
+
+def test_who_rushes_ends_up_pushing_against_the_wall():
+    world = Rooms(size=12, observe="state")
+    run = jax.jit(jax.vmap(lambda key: rollout(world, key, 32, rush)))
+    made = jax.device_get(run(jax.random.split(jax.random.key(0), 100)))
+    position, goal = made.observation["position"], made.info["goal"]
+    face = np.where(goal[..., 0] > 0.5, 0.43, 0.57)
+    touches = np.abs(position[..., 0] - face) < 1e-5
+    pushes = made.action[..., 0] * np.sign(goal[..., 0] - 0.5) > 0
+    late = made.valid & (np.arange(32) >= 20) & ~made.is_last
+    assert (touches & pushes)[late].mean() > 0.4
+    assert np.abs(made.action).max() <= 1.0
