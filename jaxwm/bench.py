@@ -13,7 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -238,14 +238,15 @@ def product_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
 
 def _equation_flops(equation: JaxprEqn) -> int:
     params = equation.params
+    shape_of = lambda variable: cast("jax.core.ShapedArray", variable.aval).shape  # noqa: E731
     if equation.primitive.name == "dot_general":
-        left, (contracted, _) = equation.invars[0].aval, params["dimension_numbers"][0]
-        return 2 * equation.outvars[0].aval.size * math.prod(left.shape[axis] for axis in contracted)
+        left, (contracted, _) = shape_of(equation.invars[0]), params["dimension_numbers"][0]
+        return 2 * math.prod(shape_of(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
     if equation.primitive.name == "conv_general_dilated":
-        kernel, layout = equation.invars[1].aval, params["dimension_numbers"].rhs_spec
-        taps = math.prod(kernel.shape[axis] for axis in layout[1:])
+        kernel, layout = shape_of(equation.invars[1]), params["dimension_numbers"].rhs_spec
+        taps = math.prod(kernel[axis] for axis in layout[1:])
         # The zeros that are put between the inputs of a transposed convolution are no work.
-        return 2 * equation.outvars[0].aval.size * taps // math.prod(params["lhs_dilation"])
+        return 2 * math.prod(shape_of(equation.outvars[0])) * taps // math.prod(params["lhs_dilation"])
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr))
     parts = [product_flops(leaf) for leaf in leaves if isinstance(leaf, Jaxpr | ClosedJaxpr)]
     if equation.primitive.name == "cond":

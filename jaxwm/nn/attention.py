@@ -53,8 +53,7 @@ def rotate(x: Array, angles: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """What a `FrameTransformer` keeps of the frames before: a ring of ``window`` frames for each of its blocks.
 
     Attributes:
@@ -203,6 +202,8 @@ class FrameTransformer(nn.Module):
         if cache is not None and length != 1:
             raise ValueError(f"FrameTransformer: {length} frames, expected 1 where there is a cache")
         time = jnp.arange(length)[None] if cache is None else cache.position[:, None]
+        if self.conditioned != (condition is not None):
+            raise ValueError(f"FrameTransformer: conditioned={self.conditioned}, but condition is {condition}")
         mask = None if cache is not None else self._mask(length, segments)
         places = jnp.asarray(self.positions or ((),) * count, jnp.int32)
         members = 1 if self.factorised else count
@@ -218,9 +219,7 @@ class FrameTransformer(nn.Module):
         x = tokens.astype(self.dtype)
         for index in range(self.blocks):
             past = None if cache is None else (cache.keys[index], cache.values[index], cache.seen())
-            block = _Block(
-                self.heads, quiet, self.factorised, self.conditioned, self.expansion, self.dtype, name=f"block_{index}"
-            )
+            block = _Block(self.heads, quiet, self.factorised, self.expansion, self.dtype, name=f"block_{index}")
             x, entry = block(x, angles, inside, mask, condition, past)
             entries.append(entry)
         return RMSNorm(dtype=self.dtype, name="norm")(x), tuple(entries)
@@ -244,7 +243,6 @@ class _Block(nn.Module):
     heads: int
     output_scale: float
     factorised: bool
-    conditioned: bool
     expansion: int
     dtype: DTypeLike
 
@@ -262,7 +260,7 @@ class _Block(nn.Module):
         rows, length, count, width = x.shape
         parts = 3 if self.factorised else 2
         steering: list[Array] = []
-        if self.conditioned:
+        if condition is not None:
             raw = Linear(3 * parts * width, 0.0, dtype=self.dtype, name="steering")(jax.nn.silu(condition))
             steering = jnp.split(raw, 3 * parts, axis=-1)
 
@@ -288,9 +286,9 @@ class _Block(nn.Module):
                 keys, values, seen = past
                 flat = (rows * groups, self.heads, -1, width // self.heads)
                 before = keys.reshape(flat), values.reshape(flat), each(jnp.repeat(seen, members, axis=1))
-            seen = None if mask is None else each(jnp.repeat(jnp.repeat(mask, members, axis=1), members, axis=2))
+            among = None if mask is None else each(jnp.repeat(jnp.repeat(mask, members, axis=1), members, axis=2))
             out, keys, values = Attention(self.heads, self.output_scale, self.dtype, name="time")(
-                series.reshape(rows * groups, length * members, width), each(angles), seen, before
+                series.reshape(rows * groups, length * members, width), each(angles), among, before
             )
             kept = (rows, groups, self.heads, length, members, width // self.heads)
             entry.extend([keys.reshape(kept), values.reshape(kept)])
