@@ -2,6 +2,7 @@
 
     python experiments/world_models/run.py --run runs/dodge                     # everything, one part after the other
     python experiments/world_models/run.py temperatures --run runs/dodge        # one part
+    python experiments/world_models/run.py correlation --run runs/rssm_dodge --config rssm_dodge    # another family
 
 Everything goes on where it was stopped: the model in the run folder, each evolution in a folder below it. What was
 measured is added to `results.json`.
@@ -19,6 +20,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
 import jaxwm
 from jaxwm.acting import PolicyAgent, play_world
@@ -31,7 +33,7 @@ from jaxwm.worlds import make_policy, random_policy
 from jaxwm.worlds.base import uniform_action
 
 HERE = pathlib.Path(__file__).parent
-CONFIG = HERE.parents[1] / "configs" / "mdn_rnn_dodge.yaml"
+CONFIGS = HERE.parents[1] / "configs"
 TEMPERATURES = (0.1, 0.5, 1.0, 1.15, 1.3)
 EPISODES = 100
 
@@ -40,12 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--run", type=pathlib.Path, required=True, help="the run folder, outside the work tree")
+    parser.add_argument("--config", default="mdn_rnn_dodge", help="in configs/")
     parser.add_argument("--data", help="another folder for the episodes")
     parser.add_argument("--trained", action="store_true", help="takes the run as it is")
     parser.add_argument("--seeds", type=int, default=1, help="evolutions at each temperature")
     parser.add_argument("--only", type=float, nargs="*", default=TEMPERATURES, help="temperatures")
     arguments = parser.parse_intermixed_args()
-    config = jaxwm.load_config(CONFIG, [f"data.path={arguments.data}"] if arguments.data else [])
+    config = jaxwm.load_config(
+        CONFIGS / f"{arguments.config}.yaml", [f"data.path={arguments.data}"] if arguments.data else []
+    )
     run = jaxwm.load_run(arguments.run) if arguments.trained else jaxwm.train(config, arguments.run)
     for part in arguments.parts or PARTS:
         record(part, PARTS[part](run, arguments), run)
@@ -159,8 +164,9 @@ def ablations(run, arguments):
 
 def correlation(run, arguments):
     """Spearman's rank correlation of dream and real returns over controllers of different quality."""
-    settings = run.config.evolution
-    agent, (variables, best) = evolution.load_controller(run, arguments.run / f"evolution_{settings.temperature}_0")
+    settings, folder = run.config.evolution, arguments.run / f"evolution_{run.config.evolution.temperature}_0"
+    evolution.evolve_run(run, folder, settings, log=lambda line: print(line, flush=True))
+    agent, (variables, best) = evolution.load_controller(run, folder)
     size = float(jnp.sqrt(jnp.mean(jnp.square(best["kernel"]))))
     returns = {"dream": [], "world": []}
     for index, share in enumerate(np.repeat(np.linspace(0, 1.6, 12), 2)):
@@ -172,8 +178,9 @@ def correlation(run, arguments):
         scores = evolution.score_controller(run, agent, (variables, params), settings, EPISODES)
         for name in returns:
             returns[name].append(round(float(scores[name].mean()), 2))
-    ranks = [np.argsort(np.argsort(values)) for values in returns.values()]
-    return {"spearman": round(float(np.corrcoef(*ranks)[0, 1]), 3), "policies": len(returns["dream"]), **returns}
+    ranks = [scipy.stats.rankdata(values) for values in returns.values()]
+    found = {"spearman": round(float(np.corrcoef(*ranks)[0, 1]), 3), "policies": len(returns["dream"]), **returns}
+    return {run.config.model.family: found | {"configuration": f"{arguments.config}.yaml"}}
 
 
 def speed(run, arguments):
