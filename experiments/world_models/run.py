@@ -169,17 +169,19 @@ def correlation(run, arguments):
     agent, (variables, best) = evolution.load_controller(run, folder)
     size = float(jnp.sqrt(jnp.mean(jnp.square(best["kernel"]))))
     returns = {"dream": [], "world": []}
-    for index, share in enumerate(np.repeat(np.linspace(0, 1.6, 12), 2)):
+    # From the best controller to one that is mostly noise: policies that differ by more than chance.
+    for index, share in enumerate(np.linspace(0, 3, 24)):
         noise = jax.random.split(jax.random.key(index))
         params = {
             name: value + share * size * jax.random.normal(key, value.shape)
             for (name, value), key in zip(sorted(best.items()), noise, strict=True)
         }
-        scores = evolution.score_controller(run, agent, (variables, params), settings, EPISODES)
+        scores = evolution.score_controller(run, agent, (variables, params), settings, 3 * EPISODES)
         for name in returns:
             returns[name].append(round(float(scores[name].mean()), 2))
     ranks = [scipy.stats.rankdata(values) for values in returns.values()]
     found = {"spearman": round(float(np.corrcoef(*ranks)[0, 1]), 3), "policies": len(returns["dream"]), **returns}
+    found |= {"episodes_each": 3 * EPISODES}
     return {run.config.model.family: found | {"configuration": f"{arguments.config}.yaml"}}
 
 

@@ -1,0 +1,252 @@
+"""Probes: how much of the physical truth can be read from what a model remembers.
+
+A probe is a small map from the features of a state to a quantity that the model was never told (``Trajectory.info``).
+It is fitted on training episodes, chosen on others of them, and scored on held-out ones by R^2, the share of the
+variance that it explains. Beside it stands the same for the model as it was before training, because random features
+tell much already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from jaxwm.evaluation import runs
+from jaxwm.imagination import observe_sequence
+from jaxwm.nn import MLP, Linear
+from jaxwm.types import Array, PyTree, Trajectory, Variables, WorldModel, example_batch
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from jaxwm.training import Run
+
+RIDGES = tuple(10.0**k for k in range(-7, 2))
+"""Penalties of the linear probe; the best on the validation episodes is taken."""
+_HIDDEN, _BATCH, _STEPS, _ROUNDS = 128, 256, 100, 20
+_OPTIMIZER = optax.adamw(optax.cosine_decay_schedule(2e-3, _STEPS * _ROUNDS), weight_decay=1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """What can be read from a model.
+
+    Attributes:
+      trained: ``{quantity: {"linear": R^2, "mlp": R^2}}`` on held-out episodes; quantities are the numbers of
+        ``Trajectory.info`` that vary, those of several bodies or axes as a mean over them.
+      untrained: the same for fresh parameters.
+      features: F, the size of what was read from.
+      frames: how many held-out frames were scored.
+      context: frames at the beginning of an episode that were not scored, as nothing is known yet.
+    """
+
+    trained: Mapping[str, Mapping[str, float]]
+    untrained: Mapping[str, Mapping[str, float]]
+    features: int
+    frames: int
+    context: int
+
+    def to_json(self) -> str:
+        """All of it."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    def table(self) -> Table:
+        """The figures as a rich table."""
+        from rich.table import Table
+
+        caption = (
+            f"R² on {self.frames:,} held-out frames from {self.features} features, the first {self.context} left out"
+        )
+        table = Table(title="What can be read from the model", caption=caption, caption_justify="left")
+        table.add_column("quantity")
+        for name in ("linear", "MLP", "linear, untrained", "MLP, untrained"):
+            table.add_column(name, justify="right")
+        for quantity, found in self.trained.items():
+            values = [part[kind] for part in (found, self.untrained[quantity]) for kind in ("linear", "mlp")]
+            table.add_row(quantity, *(f"{value:.3f}" for value in values))
+        return table
+
+
+def probe_run(run: Run, episodes: int = 256, context: int = 5, *, length: int | None = None, seed: int = 0) -> Probes:
+    """Probes a run on the episodes that it was trained and is evaluated on.
+
+    Args:
+      run: what `jaxwm.load_run` returned.
+      episodes: training episodes to fit on; a fifth of them choose the penalty and when to stop.
+      context: frames at the beginning of each episode that do not count.
+      length: frames of an episode to take; by default all.
+      seed: of the model's randomness and of the probes.
+
+    Raises:
+      DataError: no episodes, or of another kind than the model was made for.
+      ValueError: the episodes hold no physical truth, or are not longer than ``context``.
+    """
+    counts = {"train": episodes, "test": run.config.evaluation.episodes}
+    sources = {split: runs.matching_split(run.config, run.spec, split, count) for split, count in counts.items()}
+    longest = min(int(source.lengths[: counts[split]].max(initial=0)) for split, source in sources.items())
+    if longest <= context:
+        raise ValueError(f"context is {context}, but the longest of these episodes has {longest} steps")
+    steps = min(length or longest, longest)
+    batches = {split: functools.partial(runs.batches, sources[split], counts[split], steps) for split in counts}
+    if not next(batches["train"]()).info:
+        raise ValueError(
+            f"{run.config.data.path}: these episodes hold no physical truth, so there is nothing to probe"
+        )
+    fresh = jax.jit(run.model.init)(jax.random.key(seed + 1), example_batch(run.spec, 1, 2))
+    found = []
+    for variables in (run.variables, fresh):
+        train, train_truth = read_features(run.model, variables, batches["train"](), context, seed)
+        test, test_truth = read_features(run.model, variables, batches["test"](), context, seed)
+        scores = {}
+        for name in train_truth:
+            reading = Reading(train, train_truth[name], test, test_truth[name])
+            scores[name] = {kind: fit(reading, seed) for kind, fit in KINDS.items()}
+        # What never changes can't be read from anything.
+        found.append({name: score for name, score in scores.items() if np.isfinite(score["linear"])})
+    return Probes(found[0], found[1], test[0].shape[-1], sum(len(part) for part in test), context)
+
+
+def read_features(
+    model: WorldModel, variables: Variables, batches: Iterable[Trajectory], context: int, seed: int = 0
+) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+    """Features ``[frames, F]`` and truth ``{quantity: [frames, D]}``, both as lists with an entry for each episode."""
+    features: list[np.ndarray] = []
+    truth: dict[str, list[np.ndarray]] = {}
+    for index, batch in enumerate(batches):
+        seen = _observe(model, variables, jax.random.fold_in(jax.random.key(seed), index), batch)
+        for row in range(len(batch.valid)):
+            counts = np.flatnonzero(np.asarray(batch.valid[row]))[context:]
+            features.append(np.asarray(seen[row])[counts])
+            for name, values in batch.info.items():
+                numbers = np.asarray(values[row])[counts].astype(np.float32)
+                truth.setdefault(name, []).append(numbers.reshape(len(counts), -1))
+    return features, truth
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _observe(model: WorldModel, variables: Variables, key: Array, batch: Trajectory) -> Array:
+    return observe_sequence(model, variables, key, batch).features
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Features to read from and truth to be read, as lists with an array ``[frames, ...]`` for each episode."""
+
+    train: list[np.ndarray]
+    train_truth: list[np.ndarray]
+    test: list[np.ndarray]
+    test_truth: list[np.ndarray]
+
+    def split(self) -> _Split:
+        """Standardised, every fifth training episode kept for choosing; the numbers that vary in both splits."""
+        kept = [index for index in range(len(self.train)) if index % 5 == 4] or [0]
+        rest = [index for index in range(len(self.train)) if index not in kept] or [0]
+        join = lambda parts, which: np.concatenate([parts[index] for index in which]).astype(np.float32)  # noqa: E731
+        everything = range(len(self.test))
+        fitting, choosing = ((join(self.train, part), join(self.train_truth, part)) for part in (rest, kept))
+        testing = join(self.test, everything), join(self.test_truth, everything)
+        varies = (np.var(fitting[1], axis=0) > 1e-10) & (np.var(testing[1], axis=0) > 1e-10)
+
+        def standard(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            x, y = pair
+            x = (x - fitting[0].mean(0)) / (fitting[0].std(0) + 1e-6)
+            return np.pad(x, ((0, 0), (0, 1)), constant_values=1.0), ((y - fitting[1].mean(0)) / _spread(fitting[1]))[
+                :, varies
+            ]
+
+        return _Split(standard(fitting), standard(choosing), standard(testing))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """Features with a column of ones, and truth, for each purpose."""
+
+    fitting: tuple[np.ndarray, np.ndarray]
+    choosing: tuple[np.ndarray, np.ndarray]
+    testing: tuple[np.ndarray, np.ndarray]
+
+    def score(self, predicted: np.ndarray) -> float:
+        """R^2 on the test frames, a mean over the numbers."""
+        truth = self.testing[1]
+        return float(np.mean(1.0 - np.mean(np.square(predicted - truth), axis=0) / np.var(truth, axis=0)))
+
+
+def _spread(x: np.ndarray) -> np.ndarray:
+    """Standard deviations, 1 where there is none."""
+    deviation = x.std(0)
+    return np.where(deviation > 0, deviation, 1.0)
+
+
+def fit_linear(reading: Reading, seed: int = 0) -> float:
+    """R^2 of ridge regression, its penalty chosen on the episodes kept for that; NaN where nothing varies."""
+    del seed
+    data = reading.split()
+    if not data.testing[1].size:
+        return float("nan")
+    x, y = (part.astype(np.float64) for part in data.fitting)
+    gram, moment = x.T @ x, x.T @ y
+    candidates = [np.linalg.solve(gram + ridge * len(x) * np.eye(len(gram)), moment) for ridge in RIDGES]
+    errors = [np.mean(np.square(data.choosing[0] @ weights - data.choosing[1])) for weights in candidates]
+    return data.score(data.testing[0] @ candidates[int(np.argmin(errors))])
+
+
+def fit_mlp(reading: Reading, seed: int = 0) -> float:
+    """R^2 of an MLP with two hidden layers, as it was when it did best on the episodes kept for that; or NaN."""
+    data = reading.split()
+    if not data.testing[1].size:
+        return float("nan")
+    probe = _Probe(data.fitting[1].shape[1])
+    key = jax.random.key(seed)
+    params = probe.init(key, data.fitting[0][:1])
+    best, state = params, _OPTIMIZER.init(params)
+    best_error = np.inf
+    for index in range(_ROUNDS):
+        params, state, error = _improve(
+            probe, params, state, jax.random.fold_in(key, index), data.fitting, data.choosing
+        )
+        if error < best_error:
+            best, best_error = params, float(error)
+    return data.score(np.asarray(jax.jit(probe.apply)(best, data.testing[0])))
+
+
+class _Probe(nn.Module):
+    outputs: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        return Linear(self.outputs, name="output")(MLP(_HIDDEN, 2, name="hidden")(features))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _improve(
+    probe: _Probe,
+    params: PyTree,
+    state: PyTree,
+    key: Array,
+    fitting: tuple[Array, Array],
+    choosing: tuple[Array, Array],
+) -> tuple[PyTree, PyTree, Array]:
+    """A round of steps, and the error on the episodes kept for choosing."""
+    loss = lambda params, x, y: jnp.mean(jnp.square(probe.apply(params, x) - y))  # noqa: E731
+
+    def step(carry: tuple[PyTree, PyTree], key: Array) -> tuple[tuple[PyTree, PyTree], None]:
+        params, state = carry
+        rows = jax.random.randint(key, (_BATCH,), 0, len(fitting[0]))
+        updates, state = _OPTIMIZER.update(jax.grad(loss)(params, fitting[0][rows], fitting[1][rows]), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.lax.scan(step, (params, state), jax.random.split(key, _STEPS))
+    return params, state, loss(params, *choosing)
+
+
+KINDS: dict[str, Callable[[Reading, int], float]] = {"linear": fit_linear, "mlp": fit_mlp}
+"""The kinds of probes by name."""
