@@ -75,8 +75,9 @@ class Cache(struct.PyTreeNode):
         return self.keys[0].shape[3]
 
     def forget(self, where: Array) -> Cache:
-        """Nothing is remembered in the rows ``where`` ``[B]`` bool: an episode begins there."""
-        return self.replace(count=jnp.where(where, 0, self.count))
+        """As good as new in the rows ``where`` ``[B]`` bool: an episode begins there."""
+        clear = lambda x: jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), 0, x)  # noqa: E731
+        return jax.tree.map(clear, self)
 
     def seen(self) -> Array:
         """``[B, window]``: which slots hold a frame of this episode."""
@@ -294,10 +295,7 @@ class _Block(nn.Module):
             entry.extend([keys.reshape(kept), values.reshape(kept)])
             return out.reshape(rows, groups, length, members, width).swapaxes(1, 2).reshape(x.shape)
 
-        def mlp(x: Array) -> Array:
-            hidden = activate("silu", Linear(self.expansion * width, dtype=self.dtype, name="mlp_hidden")(x))
-            return Linear(width, self.output_scale, dtype=self.dtype, name="mlp_output")(hidden)
-
+        mlp = _FeedForward(self.expansion, self.output_scale, self.dtype, name="mlp")
         if self.factorised:
             x = residual("space", x, space)
         x = residual("mlp", residual("time", x, time), mlp)
@@ -307,3 +305,44 @@ class _Block(nn.Module):
 def _for_each_group(array: Array, groups: int) -> Array:
     """``[B, ...]`` or ``[1, ...]`` to ``[B * groups, ...]`` or ``[1, ...]``: the groups of a row are all alike."""
     return array if array.shape[0] == 1 else jnp.repeat(array, groups, axis=0)
+
+
+class TokenTransformer(nn.Module):
+    """Blocks of attention and MLP over one set of tokens ``[B, S, C]``, all of which see each other."""
+
+    blocks: int
+    heads: int
+    expansion: int = 4
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Array, positions: Array, seen: Array | None = None) -> Array:
+        """``[B, S, C]`` to ``[B, S, C]``, normalised.
+
+        Args:
+          tokens: the set.
+          positions: ``[B or 1, S, axes]`` whole numbers, such as (time, row, column).
+          seen: ``[B or 1, S]`` bool, which tokens the others see; None for all.
+        """
+        width = tokens.shape[-1]
+        quiet = 1 / math.sqrt(2 * self.blocks)
+        angles = rotary_angles(positions, width // self.heads)
+        mask = None if seen is None else jnp.broadcast_to(seen[:, None], (len(seen), tokens.shape[1], tokens.shape[1]))
+        x = tokens.astype(self.dtype)
+        for index in range(self.blocks):
+            normed = RMSNorm(dtype=self.dtype, name=f"attention_norm_{index}")(x)
+            x += Attention(self.heads, quiet, self.dtype, name=f"attention_{index}")(normed, angles, mask)[0]
+            normed = RMSNorm(dtype=self.dtype, name=f"mlp_norm_{index}")(x)
+            x += _FeedForward(self.expansion, quiet, self.dtype, name=f"mlp_{index}")(normed)
+        return RMSNorm(dtype=self.dtype, name="norm")(x)
+
+
+class _FeedForward(nn.Module):
+    expansion: int
+    output_scale: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        hidden = activate("silu", Linear(self.expansion * x.shape[-1], dtype=self.dtype, name="hidden")(x))
+        return Linear(x.shape[-1], self.output_scale, dtype=self.dtype, name="output")(hidden)

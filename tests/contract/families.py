@@ -31,6 +31,21 @@ TINY = {
     "jepa-memory": models.FAMILIES["jepa"](
         VECTORS, memory=8, variance_scale=0.0, covariance_scale=0.0, gaussian_scale=0.1, directions=16, **_JEPA
     ),
+    "vjepa": models.FAMILIES["vjepa"](
+        PICTURES,
+        width=12,
+        blocks=1,
+        heads=2,
+        predictor_width=8,
+        predictor_blocks=1,
+        dynamics_width=12,
+        dynamics_blocks=1,
+        dynamics_heads=2,
+        window=3,
+        depth=4,
+        units=16,
+        target_rate=0.05,
+    ),
     "mdn_rnn": models.FAMILIES["mdn_rnn"](PICTURES, **_MDN_RNN),
     "mdn_rnn-joint": models.FAMILIES["mdn_rnn"](VECTORS, mixture="joint", cell_features=True, **_MDN_RNN),
 }

@@ -76,7 +76,7 @@ def test_frame_by_frame_with_a_cache_is_the_same_as_all_at_once(given):
 def test_a_cache_that_turns_over_goes_on_as_if_it_were_new(given):
     trunk, params, tokens, condition = given
     cache = trunk.init_cache(ROWS, TOKENS, WIDTH)
-    begins = begins_of(jnp.zeros_like(SEGMENTS))
+    begins = jnp.zeros_like(SEGMENTS, bool)
     fresh, _ = steps(trunk, params, tokens, condition, begins, cache)
     old = cache.replace(position=jnp.array([PERIOD * trunk.window - 3, 5 * PERIOD + 1]) % (PERIOD * trunk.window))
     aged, last = steps(trunk, params, tokens, condition, begins, old)
