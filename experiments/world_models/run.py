@@ -249,9 +249,6 @@ def picture(run, arguments):
         run.model, run.variables, jax.random.key(5), state, policy=agent.policy, policy_params=params[1],
         horizon=length - 1, decode=True, condition={"temperature": jnp.full(1, settings.temperature)},
     )  # fmt: skip
-    real = clips.film(episode.observation["image"][0], length, name="real")
-    dreamt = clips.film(dream.prediction.observation["image"][0], 1, name="dream")
-    clips.write_video(HERE / "dream_beside_reality.gif", np.concatenate([real, dreamt], axis=2), fps=10)
     columns = {"columns": 10, "scale": 2}
     sheets = [
         clips.contact_sheet(None, images, context, **columns)
