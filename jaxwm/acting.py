@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 
 from jaxwm.envs.base import CompiledEnvironments, Environments
-from jaxwm.imagination import Policy
+from jaxwm.imagination import Policy, row_keys
 from jaxwm.types import Array, Arrays, PyTree, Spec, Trajectory, Variables, WorldModel
 
 
@@ -119,22 +119,21 @@ def play_world(
       record: whether to keep the episodes, not only their scores.
     """
     reset_key, act_key, step_key = jax.random.split(key, 3)
-    rows = jnp.arange(count)
-    row_keys = lambda key, t: jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, t), rows)  # noqa: E731
+    keys_at = lambda key, t: row_keys(jax.random.fold_in(key, t), count)  # noqa: E731
 
     def advance(carry: tuple[Any, ...], t: Array) -> tuple[tuple[Any, ...], Any]:
         world, step, memory, goes_on = carry
-        action, memory = agent.act(params, row_keys(act_key, t), memory, step.observation, step.is_first)
+        action, memory = agent.act(params, keys_at(act_key, t), memory, step.observation, step.is_first)
         acts = goes_on & ~step.is_last
         action = jnp.where(acts[:, None], action, 0.0)
         info = environments.info(world) if record else None
-        world, following = environments.step(row_keys(step_key, t), world, action)
+        world, following = environments.step(keys_at(step_key, t), world, action)
         reward = jnp.where(acts, following.reward, 0.0)
         ended = goes_on & step.is_last
         kept = (step, action, info) if record else None
         return (world, following, memory, acts), (reward, acts, ended & step.is_terminal, goes_on, kept)
 
-    world, first = environments.reset(row_keys(reset_key, jnp.int32(0)))
+    world, first = environments.reset(keys_at(reset_key, jnp.int32(0)))
     carry = (world, first, agent.init(count), jnp.ones(count, bool))
     _, outputs = jax.lax.scan(advance, carry, jnp.arange(environments.length))
     rewards, acts, terminal, valid, kept = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), outputs)
@@ -200,6 +199,5 @@ def play(
 def _act(
     agent: Agent, params: PyTree, key: Array, t: Array, memory: PyTree, observation: Arrays, is_first: Array
 ) -> tuple[Array, PyTree]:
-    key = jax.random.fold_in(key, t)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(is_first.shape[0]))
+    keys = row_keys(jax.random.fold_in(key, t), is_first.shape[0])
     return agent.act(params, keys, memory, observation, is_first)

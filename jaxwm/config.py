@@ -1,7 +1,7 @@
 """Typed, frozen configuration: YAML files, dotted overrides, one-line errors.
 
-A configuration has six sections (see `Config`). The section ``model`` holds the fields of the family's own
-dataclass and ``data.generate.world`` those of the world's, so each is declared once, where it is used.
+The sections of a configuration are declared in `jaxwm.sections`. Into the section ``model`` come the fields of the
+family's own dataclass and into ``data.generate.world`` those of the world's: each is declared once, where it is used.
 
     >>> config = load_config("configs/rssm_bounce.yaml", ["model.deter=256"])
     >>> config.model.deter
@@ -16,234 +16,31 @@ import pathlib
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from jaxwm import agents, models, planning, worlds  # noqa: F401  (agents register families of their own)
+from jaxwm.sections import (  # noqa: F401  (they are all found here too)
+    CollectConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EvaluationConfig,
+    EvolutionConfig,
+    GenerateConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PlanningConfig,
+    Section,
+    SolverConfig,
+    StageConfig,
+    TermConfig,
+    TrainingConfig,
+    WorldConfig,
+)
 from jaxwm.types import Spec, Stage, WorldModel, nearest
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is one line that names the key and the value."""
-
-
-class Section(pydantic.BaseModel):
-    """A group of settings: frozen, typed strictly, closed to unknown keys."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
-
-class ModelConfig(Section):
-    """The family of a world model, and below it the fields of that family's dataclass."""
-
-    family: str
-
-
-class WorldConfig(Section):
-    """The name of a simulator in `jaxwm.worlds`, and below it the fields of its dataclass."""
-
-    name: str
-
-
-class GenerateConfig(Section):
-    """How to make the data set when ``data.path`` does not hold it yet.
-
-    Episodes of ``length`` steps are simulated in ``world``; ``train`` and ``test`` count the episodes of the splits.
-    ``policy`` is ``random``, ``scripted`` (the world's first scripted policy) or the name of one of the world's;
-    several, joined by ``+``, take turns.
-    """
-
-    world: WorldConfig
-    train: PositiveInt = 400
-    test: PositiveInt = 64
-    length: Annotated[int, Field(ge=2)] = 64
-    policy: str = "random"
-    seed: NonNegativeInt = 0
-
-
-class CollectConfig(Section):
-    """How an agent lives through its own episodes while it learns, in ``copies`` of an environment at once.
-
-    The environment is a Gymnasium id (``environment``) or a simulator (``world``), whose episodes are cut after
-    ``length`` decisions. A decision is an action that the agent chooses; it is repeated for ``repeat`` frames.
-    ``train_ratio`` is how many steps of replayed windows are trained on for each decision, so that a run of U updates
-    of ``batch`` windows of ``length`` steps makes U * batch * length / train_ratio decisions, after the ``prefill``
-    before the first update. The replay holds ``capacity`` steps.
-    """
-
-    environment: str | None = None
-    world: WorldConfig | None = None
-    copies: PositiveInt = 1
-    length: Annotated[int, Field(ge=2)] | None = None
-    repeat: PositiveInt = 1
-    observe: Literal["pixels", "vectors", "both"] = "vectors"
-    size: PositiveInt = 64
-    train_ratio: PositiveFloat = 512.0
-    prefill: PositiveInt = 1000
-    capacity: PositiveInt = 1_000_000
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> CollectConfig:
-        if (self.environment is None) == (self.world is None):
-            raise ValueError("expected either an environment or a world")
-        if self.world is not None and self.length is None:
-            raise ValueError("a world needs the length of an episode")
-        if self.world is not None and self.repeat != 1:
-            raise ValueError("repeat is for environments, a world has its own time step")
-        return self
-
-
-class DataConfig(Section):
-    """Where the episodes lie and how windows are cut from them: ``batch`` windows of ``length`` steps each.
-
-    With ``collect`` there is no folder to begin with: an agent lives through its own episodes.
-    """
-
-    path: str = ""
-    batch: PositiveInt = 16
-    length: Annotated[int, Field(ge=2)] = 32
-    threads: PositiveInt = 2
-    prefetch: PositiveInt = 8
-    generate: GenerateConfig | None = None
-    collect: CollectConfig | None = None
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> DataConfig:
-        if not self.path and self.collect is None:
-            raise ValueError("path is missing, or collect for an agent that lives through its own episodes")
-        if self.collect is not None and self.generate is not None:
-            raise ValueError("generate and collect exclude each other")
-        return self
-
-
-class OptimizerConfig(Section):
-    """An Optax chain: clip, precondition, decay, schedule.
-
-    ``laprop`` is RMS normalisation before momentum (DreamerV3); ``agc`` clips each tensor's update to that
-    fraction of its parameter's norm; ``clip_norm`` clips the global gradient norm. The schedule warms up linearly over
-    ``warmup`` steps and then stays ``constant`` or falls to zero at the stage's last step.
-    """
-
-    name: Literal["adam", "adamw", "laprop"] = "adam"
-    learning_rate: PositiveFloat = 1e-4
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup: NonNegativeInt = 0
-    b1: Fraction = 0.9
-    b2: Fraction = 0.999
-    epsilon: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
-    clip_norm: PositiveFloat | None = None
-    agc: PositiveFloat | None = None
-
-
-class StageConfig(Section):
-    """One phase of training: how many steps, with which optimiser, and (to narrow it) which parameters."""
-
-    steps: PositiveInt
-    optimizer: OptimizerConfig = OptimizerConfig()
-    trainable: tuple[str, ...] | None = None
-
-
-class TrainingConfig(Section):
-    """What happens around the updates; the intervals count steps, 0 switches one off.
-
-    ``keep`` checkpoints are kept beside the best one; ``ema`` is the decay of an average of the parameters;
-    ``init_from`` names a run whose parameters are the start (``init_strict``: all of them must fit).
-    """
-
-    log_every: PositiveInt = 50
-    checkpoint_every: PositiveInt = 500
-    keep: PositiveInt = 2
-    evaluate_every: NonNegativeInt = 1000
-    video_every: NonNegativeInt = 1000
-    ema: Fraction | None = None
-    init_from: str | None = None
-    init_strict: bool = True
-    tensorboard: bool = False
-    wandb: str | None = None
-
-
-class EvaluationConfig(Section):
-    """Open-loop evaluation: ``context`` observed frames, then ``horizon`` imagined ones, on held-out ``episodes``."""
-
-    context: PositiveInt = 5
-    horizon: PositiveInt = 15
-    episodes: PositiveInt = 64
-
-
-class EvolutionConfig(Section):
-    """A linear controller evolved in the dream of a trained model (`jaxwm evolve`).
-
-    Each of ``generations`` tries ``population`` controllers in ``dreams`` dreams each, of at most ``horizon`` steps,
-    sampled at ``temperature``; they begin with the first frames of ``starts`` episodes. ``end_odds`` multiplies the
-    odds that a dream ends: above 1 a dream is more dangerous than the model believes the world to be, so that what it
-    forgives by mistake is worth less. ``sigma`` is the first standard deviation of the parameters. ``sep_cma_es``
-    keeps only the diagonal of the covariance: for controllers of more than about a thousand parameters, whose full
-    matrix would cost more than the dreams.
-    """
-
-    strategy: Literal["cma_es", "sep_cma_es"] = "cma_es"
-    population: Annotated[int, Field(ge=4)] = 64
-    dreams: PositiveInt = 16
-    horizon: PositiveInt = 300
-    generations: PositiveInt = 100
-    temperature: NonNegativeFloat = 1.0
-    end_odds: PositiveFloat = 1.0
-    sigma: PositiveFloat = 0.1
-    starts: PositiveInt = 256
-    seed: NonNegativeInt = 0
-    checkpoint_every: PositiveInt = 10
-
-
-class SolverConfig(Section):
-    """The name of a solver in `jaxwm.planning`, and below it the fields of its dataclass."""
-
-    name: str
-
-
-class TermConfig(Section):
-    """A term of an objective: its weight, its kind in `jaxwm.planning`, and below it the fields of that dataclass."""
-
-    kind: str
-    weight: float = 1.0
-
-
-class PlanningConfig(Section):
-    """How to plan in the trained model (`jaxwm plan`); ``objective`` is a sum of named terms.
-
-    ``every`` actions are done of each plan before the next one. ``temperature`` 0 imagines the likeliest future, above
-    it costs are means over ``particles`` random ones. An episode of ``length`` frames has failed (by default as long
-    as those in ``data.generate``).
-    """
-
-    solver: SolverConfig
-    objective: Section
-    every: PositiveInt = 1
-    temperature: NonNegativeFloat = 0.0
-    particles: PositiveInt = 1
-    length: Annotated[int, Field(ge=2)] | None = None
-
-
-class Config(Section):
-    """Everything that defines a run."""
-
-    seed: NonNegativeInt = 0
-    model: ModelConfig
-    data: DataConfig
-    stages: dict[str, StageConfig]
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    evolution: EvolutionConfig = EvolutionConfig()
-    planning: PlanningConfig | None = None
-
-    def to_yaml(self) -> str:
-        """The resolved configuration; `load_config` reads it back to an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json", serialize_as_any=True), sort_keys=False)
 
 
 def load_config(path: str | pathlib.Path, overrides: Iterable[str] = ()) -> Config:
@@ -291,10 +88,11 @@ def build_model(config: ModelConfig, spec: Spec) -> WorldModel:
     Raises:
       ConfigError: fields that do not fit each other or the spec.
     """
-    fields = {name: getattr(config, name) for name in type(config).model_fields if name != "family"}
+    fields = _fields(config)
+    family = models.FAMILIES[fields.pop("family")]
     fields = {name: build_model(x, spec) if isinstance(x, ModelConfig) else x for name, x in fields.items()}
     try:
-        return models.FAMILIES[config.family](spec=spec, **fields)
+        return family(spec=spec, **fields)
     except ConfigError:
         raise
     except ValueError as error:
@@ -307,9 +105,9 @@ def build_world(config: WorldConfig) -> worlds.World:
     Raises:
       ConfigError: parameters that do not fit each other.
     """
-    fields = {name: getattr(config, name) for name in type(config).model_fields if name != "name"}
+    fields = _fields(config)
     try:
-        return worlds.WORLDS[config.name](**fields)
+        return worlds.WORLDS[fields.pop("name")](**fields)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -320,9 +118,9 @@ def build_solver(config: SolverConfig) -> planning.Solver:
     Raises:
       ConfigError: fields that do not fit each other.
     """
-    fields = {name: getattr(config, name) for name in type(config).model_fields if name != "name"}
+    fields = _fields(config)
     try:
-        solver: planning.Solver = planning.SOLVERS[config.name](**fields)
+        solver: planning.Solver = planning.SOLVERS[fields.pop("name")](**fields)
     except ValueError as error:
         raise ConfigError(f"planning.solver: {error}") from None
     return solver
@@ -334,16 +132,18 @@ def build_objective(config: Section) -> planning.Weighted:
     Raises:
       ConfigError: it has no terms.
     """
-    terms = [getattr(config, name) for name in type(config).model_fields]
+    terms = [_fields(term) for term in _fields(config).values()]
     if not terms:
         raise ConfigError("planning.objective: there are no terms")
-    own = lambda term: {name: getattr(term, name) for name in type(term).model_fields}  # noqa: E731
     made = []
     for term in terms:
-        fields = own(term)
-        weight, kind = fields.pop("weight"), fields.pop("kind")
-        made.append((weight, planning.OBJECTIVES[kind](**fields)))
+        weight, kind = term.pop("weight"), term.pop("kind")
+        made.append((weight, planning.OBJECTIVES[kind](**term)))
     return planning.Weighted(tuple(made))
+
+
+def _fields(section: Section) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in type(section).model_fields}
 
 
 def section(base: type[Section], cls: type, **constants: str) -> type[Section]:
@@ -488,9 +288,7 @@ def _stages(config: ModelConfig) -> tuple[Stage, ...]:
     stages = models.FAMILIES[config.family].stages
     if not isinstance(stages, property):
         return tuple(stages)
-    return next(
-        _stages(x) for x in (getattr(config, f) for f in type(config).model_fields) if isinstance(x, ModelConfig)
-    )
+    return next(_stages(field) for field in _fields(config).values() if isinstance(field, ModelConfig))
 
 
 def _describe(error: pydantic.ValidationError, config_type: type[Config]) -> str:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jaxwm.imagination import imagine
+from jaxwm.imagination import imagine, row_keys
 from jaxwm.types import Array, Variables, WorldModel
 
 
@@ -53,10 +53,9 @@ def export_imagination(
     def dream(key_data: Array, observation: dict[str, Array], actions: Array) -> dict[str, Array]:
         count = actions.shape[0]
         key = jax.random.wrap_key_data(key_data)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
         state = model.observe(
-            variables, keys, model.init_state(count), jnp.zeros((count, model.spec.action.dim)), observation,
-            jnp.ones(count, bool),
+            variables, row_keys(key, count), model.init_state(count), jnp.zeros((count, model.spec.action.dim)),
+            observation, jnp.ones(count, bool),
         )  # fmt: skip
         result = imagine(model, variables, key, state, actions, decode=True)
         assert result.prediction is not None

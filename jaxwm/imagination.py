@@ -136,7 +136,7 @@ def imagine_pmap(
 
     run = _pmapped(model, policy, horizon, decode, return_states, devices)  # type: ignore[arg-type]  # hashable
     dream = run(
-        variables, split(_row_keys(key, batch)), split(state), split(actions), policy_params,
+        variables, split(row_keys(key, batch)), split(state), split(actions), policy_params,
         split(policy_state), split(condition),
     )  # fmt: skip
     return jax.tree.map(lambda x: x.reshape(rows * len(devices), *x.shape[2:])[:batch], dream)
@@ -183,7 +183,7 @@ def counterfactuals(
     _check(model, state, actions, None, horizon, condition)
     dream = _rollout_jit(
         model, None, horizon, decode, return_states,
-        variables, repeat(_row_keys(key, batch)), state, actions, None, None, condition,
+        variables, repeat(row_keys(key, batch)), state, actions, None, None, condition,
     )  # fmt: skip
     return jax.tree.map(lambda x: x.reshape(batch, count, *x.shape[1:]), dream)
 
@@ -224,7 +224,7 @@ def observe_sequence(
     if temperature is not None:
         temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), (batch,))
     return _observe_jit(
-        model, decode, surprise, return_states, variables, _row_keys(key, batch), state,
+        model, decode, surprise, return_states, variables, row_keys(key, batch), state,
         trajectory.replace(info={}), temperature,
     )  # fmt: skip
 
@@ -307,8 +307,8 @@ def _imagine_jit(
     state: PyTree,
     *rest: Any,
 ) -> Dream:
-    row_keys = _row_keys(key, _batch_size(state))
-    return rollout(model, policy, horizon, decode, return_states, variables, row_keys, state, *rest)
+    keys = row_keys(key, _batch_size(state))
+    return rollout(model, policy, horizon, decode, return_states, variables, keys, state, *rest)
 
 
 _rollout_jit = jax.jit(rollout, static_argnums=(0, 1, 2, 3, 4))
@@ -351,7 +351,7 @@ def _observe_jit(
             measured = model.surprise(variables, surprise_keys, state, previous_action, observation, condition)
             measured = jnp.where(is_first | ~valid, 0.0, measured)
         seen = model.observe(variables, keys, state, previous_action, observation, is_first, condition)
-        state = jax.tree.map(functools.partial(_where_rows, valid), seen, state)
+        state = where_rows(valid, seen, state)
         decoded = model.decode(variables, state) if decode else None
         return state, (model.features(variables, state), decoded, measured, state if return_states else None)
 
@@ -366,11 +366,13 @@ def _observe_jit(
     return Observed(features, prediction, measured, final_state, states)
 
 
-def _where_rows(mask: Array, new: Array, old: Array) -> Array:
-    return jnp.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+def where_rows(mask: Array, new: PyTree, old: PyTree) -> PyTree:
+    """``new`` ``[B, ...]`` in the rows in which ``mask`` ``[B]`` is True, ``old`` in the others."""
+    return jax.tree.map(lambda n, o: jnp.where(mask.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)
 
 
-def _row_keys(key: Array, batch: int) -> Array:
+def row_keys(key: Array, batch: int) -> Array:
+    """``[B]``: the key of each row, a function of ``key`` and the row's number alone."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from jaxwm.acting import Memory, PolicyAgent
 from jaxwm.agents.actor_critic import ActorCritic, ActorPolicy, fresh_return_range, lambda_returns
 from jaxwm.models import register
+from jaxwm.models.base import masked_mean
 from jaxwm.models.rssm import RSSM, RSSMState
 from jaxwm.types import Array, Arrays, Aux, Spec, Stage, Trajectory, Variables
 
@@ -141,7 +142,7 @@ class Dreamer(RSSM):
         slow = actor_critic.value(variables["targets"]["slow_critic"], jax.lax.stop_gradient(features[:, :-1])).mean()
         error = actor_critic.critic_error(value, returns, slow)
         counts = batch.valid[:, :-1] & batch.valid[:, 1:] & ~batch.is_last[:, :-1]
-        return jnp.sum(jnp.where(counts, error, 0.0)) / jnp.maximum(jnp.sum(counts), 1)
+        return masked_mean(error, counts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,10 @@ from jaxwm import data
 from jaxwm.acting import PolicyAgent, play, play_world
 from jaxwm.config import EvolutionConfig, build_world
 from jaxwm.data.episodes import read_header
+from jaxwm.data.recording import reopen
 from jaxwm.envs.worlds import WorldEnvironments
-from jaxwm.imagination import Policy, observe_sequence
+from jaxwm.imagination import Policy, observe_sequence, row_keys
+from jaxwm.models.base import masked_mean
 from jaxwm.training.interruption import Interrupted, Interruption
 from jaxwm.types import ActionSpec, Array, PyTree, Variables, WorldModel
 from jaxwm.worlds import Policy as WorldPolicy
@@ -121,7 +123,7 @@ class DreamTrials:
         count, rows = jax.tree.leaves(candidates)[0].shape[0], self.dreams
         start_key, step_key = jax.random.split(key)
         chosen = jax.random.randint(start_key, (rows,), 0, jax.tree.leaves(starts)[0].shape[0])
-        row_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(rows))
+        trial_keys = row_keys(step_key, rows)
         controls = {"temperature": jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), (count * rows,))}
 
         def for_all(x: Array) -> Array:
@@ -139,7 +141,7 @@ class DreamTrials:
 
         def step(carry: tuple[Array, PyTree, Array, Array, Array]) -> tuple[Array, PyTree, Array, Array, Array]:
             t, state, alive, total, length = carry
-            keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, t), 3))(row_keys)
+            keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, t), 3))(trial_keys)
             action = act(keys[:, 0], state)
             state = self.model.predict(variables, for_all(keys[:, 1]), state, action, controls)
             # Nothing reads the pictures, so the compiler drops the decoder.
@@ -342,19 +344,7 @@ def score_controller(
         return scores
     recorded = read_header(run.config.data.path)["metadata"].get("record")
     if recorded is not None:
-        from jaxwm.envs import GymnasiumEnvironments
-
-        with contextlib.closing(
-            GymnasiumEnvironments(
-                recorded["environment"],
-                min(episodes, 8),
-                observe=recorded["observe"],
-                size=recorded["size"],
-                repeat=recorded.get("repeat", 1),
-                max_length=settings.horizon + 1,
-                options=recorded["options"],
-            )
-        ) as gymnasium:
+        with contextlib.closing(reopen(recorded, min(episodes, 8), settings.horizon + 1)) as gymnasium:
             scores["world"] = play(agent, params, world_key, gymnasium, episodes).score
     return scores
 
@@ -399,8 +389,7 @@ def _compile_generation(
         # The strategy minimises.
         state, _ = strategy.tell(tell_key, candidates, jnp.where(usable, -returns, jnp.inf), state, coefficients)
         best = jnp.max(jnp.where(usable, returns, -jnp.inf))
-        mean = jnp.sum(jnp.where(usable, returns, 0.0)) / jnp.maximum(jnp.sum(usable), 1)
-        return state, {"mean": mean, "best": best, "sigma": state.std}
+        return state, {"mean": masked_mean(returns, usable), "best": best, "sigma": state.std}
 
     step = jax.pmap(generation, "devices", in_axes=(0, None, None, None, None), out_axes=None, devices=devices)
     return functools.partial(step, jnp.arange(len(devices)))

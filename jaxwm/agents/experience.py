@@ -19,6 +19,7 @@ from jaxwm.data import replay as replays
 from jaxwm.data.replay import Record, Replay
 from jaxwm.envs.base import Step
 from jaxwm.envs.worlds import WorldEnvironments
+from jaxwm.imagination import row_keys
 from jaxwm.training.update import TrainState
 from jaxwm.types import Array, PyTree, Spec, Variables
 
@@ -88,7 +89,7 @@ def choose(agent: Agent, variables: Variables, key: Array, experience: Experienc
     """The actions ``[N, A]`` for what the environments show, and the new memory."""
     step = experience.step
     key = jax.random.fold_in(key, experience.replay.written)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(step.reward.shape[0]))
+    keys = row_keys(key, step.reward.shape[0])
     action, memory = agent.act(variables, keys, experience.memory, step.observation, step.is_first)
     return jnp.where(step.is_last[:, None], 0.0, action), memory
 
@@ -122,7 +123,7 @@ def live_in_worlds(
     act_key, step_key = jax.random.split(key)
     action, memory = choose(agent, variables, act_key, experience)
     step_key = jax.random.fold_in(step_key, experience.replay.written)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(action.shape[0]))
+    keys = row_keys(step_key, action.shape[0])
     world, following = environments.step(keys, experience.world, action)
     return live(experience, action, memory, following, world)
 

@@ -14,7 +14,7 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,31 +34,28 @@ from jaxwm.agents.experience import (
     live_in_worlds,
     plan_cycle,
 )
-from jaxwm.config import CollectConfig, Config, ConfigError, build_model
+from jaxwm.config import Config, ConfigError, build_model
 from jaxwm.data import replay as replays
 from jaxwm.envs.base import Environments
-from jaxwm.envs.opening import open_environments
+from jaxwm.envs.opening import opened
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.training import run as runs
 from jaxwm.training.checkpoints import Checkpoints, Progress
 from jaxwm.training.console import Reporter, Stopwatch
 from jaxwm.training.interruption import Interrupted, Interruption
-from jaxwm.training.loop import NonFiniteError
-from jaxwm.training.metrics import Metrics
+from jaxwm.training.loop import Event, EventName, notify, own_copy
+from jaxwm.training.metrics import Metrics, mean_figures
 from jaxwm.training.run import Run
 from jaxwm.training.sharding import make_mesh
 from jaxwm.training.stages import Phase, find_phase, plan_phases
-from jaxwm.training.update import TrainState, abstract_state, first_nonfinite, init_state, update_step
-from jaxwm.types import Array, Variables, example_batch
-
-Callback = Callable[[int, Variables, Callable[[Mapping[str, float]], None]], None]
-"""``callback(step, variables, log)`` after an evaluation; ``log`` adds figures to the metrics of the run."""
+from jaxwm.training.update import TrainState, abstract_state, init_state, nonfinite_error, update_step
+from jaxwm.types import Array, example_batch
 
 
 def train_agent(
     config: Config,
     run_dir: str | os.PathLike[str],
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callable[[Event], None]] = (),
     progress: bool = True,
 ) -> Run:
     """Trains the agent of ``config`` in the environments of ``data.collect``, or goes on where the run stopped.
@@ -72,7 +69,7 @@ def train_agent(
     Args:
       config: all that there is to know; its family must be able to act (``dreamer``), its one stage is ``train``.
       run_dir: the run folder; made if missing.
-      callbacks: called with ``(step, variables, log)`` after each evaluation.
+      callbacks: called with every `jaxwm.training.Event`.
       progress: whether to print.
 
     Raises:
@@ -88,7 +85,7 @@ def train_agent(
         report = stack.enter_context(Reporter(progress))
 
         # ------------------------------------------------------------------------------- environments and model
-        environments = stack.enter_context(_opened(settings, settings.copies))
+        environments = stack.enter_context(opened(settings, settings.copies))
         spec = environments.spec
         model = build_model(config.model, spec)
         if not isinstance(model, Dreamer):
@@ -104,7 +101,7 @@ def train_agent(
         stack.callback(store.close)
 
         # ------------------------------------------------------------------------------------------------ state
-        loop = _Loop(config, path, model, environments, phase, store, report, tuple(callbacks))
+        loop = _Loop(config, path, model, environments, phase, store, report, callbacks)
         state, experience = loop.restore_or_begin()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
         report.say(f"model: {config.model.family}, {parameters:,} parameters")
@@ -117,18 +114,7 @@ def train_agent(
         report.begin(int(state.step), phase.stop)
         with Interruption() as interruption:
             state = loop.run(state, experience, metrics, interruption)
-        variables = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), state.smooth_variables())
-        return Run(config, spec, model, variables, int(state.step))
-
-
-@contextlib.contextmanager
-def _opened(settings: CollectConfig, count: int) -> Iterator[WorldEnvironments | Environments]:
-    environments = open_environments(settings, count)
-    try:
-        yield environments
-    finally:
-        if not isinstance(environments, WorldEnvironments):
-            environments.close()
+        return Run(config, spec, model, own_copy(state.smooth_variables()), int(state.step))
 
 
 def _only_phase(model: Dreamer, config: Config) -> Phase:
@@ -153,7 +139,7 @@ class _Loop:
         phase: Phase,
         store: Checkpoints,
         report: Reporter,
-        callbacks: tuple[Callback, ...],
+        callbacks: Sequence[Callable[[Event], None]],
     ) -> None:
         assert config.data.collect is not None
         self.config, self.settings, self.path, self.model = config, config.data.collect, path, model
@@ -186,24 +172,12 @@ class _Loop:
         restored = self.store.restore(abstract, jax.tree.map(_shape, fresh))
         if restored is None:
             state = init_state(self.model, self.phase.stage, optimizer, self.init_key, batch, ema=ema, mesh=self.mesh)
-            return self.take_over(state), fresh
+            return runs.start_from(state, self.config.training, self.report.say), fresh
         state, _, kept = restored
         if isinstance(self.environments, WorldEnvironments):
             return state, kept
         # Episodes that were running are gone: what was lived through of them stays, and others begin.
         return state, fresh.replace(replay=kept.replay, decisions=kept.decisions)
-
-    def take_over(self, state: TrainState) -> TrainState:
-        """``state``, with the parameters of another run where ``training.init_from`` names one."""
-        settings = self.config.training
-        if settings.init_from is None:
-            return state
-        source = runs.load_run(settings.init_from)
-        variables, lines = runs.take_over(source, settings.init_from, state.variables, settings.init_strict)
-        for line in lines:
-            self.report.say(line)
-        average = None if state.average is None else jax.tree.map(jnp.copy, variables["params"])
-        return state.replace(variables=variables, average=average)
 
     def begin_experience(self) -> Experience:
         """Fresh episodes in all environments."""
@@ -242,6 +216,7 @@ class _Loop:
         if missing > 0:
             self.report.say(f"living through {missing * self.settings.copies} steps before the first update")
             state, experience, _ = advance(state, experience, Cycle(missing, 0), 1, log)
+        intervals: dict[EventName, int] = {"evaluate": settings.evaluate_every, "video": settings.video_every}
         cycles = max(1, settings.log_every // self.cycle.updates) if simulated else 1
         self.report.say("compiling the first update ...")
         began = time.perf_counter() if step < self.phase.stop else None
@@ -260,8 +235,9 @@ class _Loop:
                 log.watch.count(step - before)
             self.report.advance(step)
             is_last = step >= self.phase.stop
-            due = lambda every: is_last or (every > 0 and step // every > before // every)  # noqa: B023, E731
-            if due(settings.log_every) or due(settings.evaluate_every):
+            passed = lambda every: every > 0 and step // every > before // every  # noqa: B023, E731
+            due = lambda every: is_last or passed(every)  # noqa: B023, E731
+            if due(settings.log_every) or any(due(every) for every in intervals.values()):
                 log.decisions = int(experience.decisions)
             if due(settings.log_every):
                 self.check_finite(state, experience)
@@ -278,7 +254,12 @@ class _Loop:
                 self.store.save(state, at, experience)
             if stop is not None:
                 raise Interrupted(stop, step, self.path)
+            for name, every in intervals.items():
+                if passed(every) and not is_last:
+                    notify(self.callbacks, name, state, self.config, self.model, log.note, self.path)
             log.watch.resume()
+        log.decisions = int(experience.decisions)
+        notify(self.callbacks, "end", state, self.config, self.model, log.note, self.path)
         return state
 
     def advance_environments(
@@ -333,7 +314,7 @@ class _Loop:
         """The mean score of episodes that are apart from those trained on."""
         episodes = self.config.evaluation.episodes
         key, variables = jax.random.fold_in(self.evaluate_key, step), state.smooth_variables()
-        with _opened(self.settings, min(episodes, 8)) as environments:
+        with opened(self.settings, min(episodes, 8)) as environments:
             if isinstance(environments, WorldEnvironments):
                 played = play_world(self.agent, variables, key, environments, episodes)
             else:
@@ -346,25 +327,19 @@ class _Loop:
         }
         log.note(step, values)
         self.report.say(f"update {step}: score {scores.mean():.4g} +- {scores.std():.3g} in {episodes} episodes")
-        for callback in self.callbacks:
-            callback(step, variables, functools.partial(log.note, step))
         return values["evaluation/score"]
 
     def check_finite(self, state: TrainState, experience: Experience) -> None:
         """Raises NonFiniteError if an update was not finite; the state is then still the one before it."""
         if bool(state.healthy):
             return
-        step = int(state.step)
         sample_key, update_key = jax.random.split(self.learn_key)
-        sample_key = jax.random.fold_in(sample_key, step)
+        sample_key = jax.random.fold_in(sample_key, int(state.step))
         data = self.config.data
         _, windows, _ = replays.sample(experience.replay, sample_key, data.batch, data.length)
-        tensor, where = first_nonfinite(self.model, self.phase.stage, state, update_key, windows, self.mesh)
-        saved = self.store.latest
-        kept = "nothing is saved yet" if saved is None else f"{self.path} keeps the good checkpoint of step {saved}"
-        raise NonFiniteError(
-            step, tensor, f"update {step} of the agent is not finite, first in {tensor} ({where}); {kept}"
-        )
+        what = f"update {int(state.step)} of the agent"
+        end = self.store.kept(self.path)
+        raise nonfinite_error(self.model, self.phase.stage, state, update_key, windows, self.mesh, what, end)
 
 
 class _Log:
@@ -397,8 +372,7 @@ class _Log:
 
     def write(self, step: int, stage: str) -> None:
         """Writes the means since the last line, and shows them."""
-        values = jax.device_get(self._figures)
-        means = {f"train/{name}": float(np.mean([value[name] for value in values])) for name in values[0]}
+        means = mean_figures("train", self._figures)
         means["train/steps_per_second"] = self.watch.read()
         if self._scores:
             means["episode/score"], means["episode/length"] = (

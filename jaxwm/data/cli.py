@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable
-from inspect import cleandoc
 from typing import Annotated, Any, Literal
 
 import typer
 
+from jaxwm.commands import example
 from jaxwm.data.episodes import DataError
 
 app = typer.Typer(
@@ -24,19 +23,8 @@ Out = Annotated[pathlib.Path, typer.Option("--out", help="The folder to write; i
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same data.")]
 
 
-def _example(*lines: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds ``lines`` to a command's help, each on a line of its own."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        examples = "\n".join(f"  {line}" for line in lines)
-        command.__doc__ = f"{cleandoc(command.__doc__ or '')}\n\n\b\n[bold]Examples[/]\n{examples}\n"
-        return command
-
-    return add
-
-
 @app.command()
-@_example(
+@example(
     "jaxwm data generate bounce --out data/bounce",
     "jaxwm data generate bounce --out data/two --train 1000 world.balls=2 world.gravity=1.0",
     "jaxwm data generate rooms --out data/rooms --policy scripted",
@@ -64,7 +52,7 @@ def generate(
 
 
 @app.command()
-@_example(
+@example(
     "jaxwm data record ALE/Breakout-v5 --out data/breakout --train 100 --test 10",
     "jaxwm data record LunarLander-v3 --out data/lander --observe both --max-length 300",
     "jaxwm data record CartPole-v1 --out data/cartpole --policy my_policies:balance",
@@ -105,7 +93,7 @@ def record(
 
 
 @app.command("import")
-@_example(
+@example(
     "jaxwm data import clips/ --out data/clips --every 2 --max-length 500",
     "jaxwm data import runs.npz --out data/runs --choices 4 --alignment precedes",
     "jaxwm data import demo.hdf5 --out data/demo --episodes data --key image=obs/camera --key action=actions",
@@ -161,7 +149,7 @@ def import_(
 
 
 @app.command()
-@_example(
+@example(
     "jaxwm data inspect data/bounce --sheet bounce.png",
     "jaxwm data inspect data/breakout --json",
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jaxwm.data.episodes import Episode, write_episodes
-from jaxwm.envs import Recorder
+from jaxwm.envs import GymnasiumEnvironments, Recorder
 
 
 def record_dataset(
@@ -53,3 +54,11 @@ def record_dataset(
     begin = time.perf_counter()
     write_episodes(path, recorder.spec, splits, recorder.env_id, metadata)
     log(f"wrote {train + test} episodes to {path} in {time.perf_counter() - begin:.1f} s")
+
+
+def reopen(recorded: Mapping[str, Any], count: int, max_length: int) -> GymnasiumEnvironments:
+    """``count`` copies of the environment of a data set whose ``metadata["record"]`` is ``recorded``."""
+    return GymnasiumEnvironments(
+        recorded["environment"], count, observe=recorded["observe"], size=recorded["size"],
+        repeat=recorded.get("repeat", 1), max_length=max_length, options=recorded["options"],
+    )  # fmt: skip

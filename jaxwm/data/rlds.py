@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from jaxwm.data.episodes import DataError, Episode, in_32_bits, step_flags, write_episodes
 from jaxwm.envs.images import resize
@@ -199,18 +200,11 @@ def _examples(name: str, split: str, folder: str | None) -> Iterator[Any]:
 def _stacked(steps: Any, where: str) -> dict[str, np.ndarray]:
     """The arrays ``[T, ...]`` of an episode by path."""
     if isinstance(steps, Mapping):
-        return {path: np.asarray(array) for path, array in _flat(steps).items()}
-    rows = [_flat(step) for step in steps]
+        return {path: np.asarray(array) for path, array in flatten_dict(steps, sep="/").items()}
+    rows = [flatten_dict(step, sep="/") for step in steps]
     if not rows:
         raise DataError(f"{where}: the episode is empty")
     return {path: np.stack([row[path] for row in rows]) for path in rows[0]}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        leaves |= _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return leaves
 
 
 def _get(arrays: Mapping[str, np.ndarray], path: str, where: str) -> np.ndarray:

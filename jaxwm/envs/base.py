@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 from flax import struct
 
 from jaxwm.types import Array, Arrays, PyTree, Spec
@@ -29,6 +30,34 @@ class Step(struct.PyTreeNode):
     is_first: Array
     is_last: Array
     is_terminal: Array
+
+
+def first_step(observation: Arrays, count: int) -> Step:
+    """What ``count`` environments show where all of them begin."""
+    no = jnp.zeros(count, bool)
+    return Step(observation, jnp.zeros(count), ~no, no, no)
+
+
+def next_step(
+    ended: Array, time: Array, length: int, observation: Arrays, reward: Array, is_terminal: Array
+) -> tuple[Array, Step]:
+    """What environments show one frame on; those that had ended show the first one of a new episode.
+
+    Args:
+      ended: ``[N]`` bool; ``is_last`` of the step before.
+      time: ``[N]`` int32; frames since the episodes began, at the step before.
+      length: frames after which an episode is cut.
+      observation: ``[N, ...]`` by name.
+      reward: ``[N]``; without meaning where an episode begins.
+      is_terminal: ``[N]`` bool; likewise.
+
+    Returns:
+      ``time`` now, and the step.
+    """
+    time = jnp.where(ended, 0, time + 1)
+    is_terminal = is_terminal & ~ended
+    is_last = is_terminal | (time >= length - 1)
+    return time, Step(observation, jnp.where(ended, 0.0, reward), ended, is_last, is_terminal)
 
 
 @runtime_checkable

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxwm.envs.base import Step
-from jaxwm.imagination import observe_sequence
+from jaxwm.envs.base import Step, first_step, next_step
+from jaxwm.imagination import observe_sequence, where_rows
 from jaxwm.types import Array, Arrays, Field, PyTree, Spec, Trajectory, Variables, WorldModel
 
 if TYPE_CHECKING:
@@ -90,10 +90,9 @@ class DreamEnvironments(struct.PyTreeNode):
     def reset(self, keys: Array) -> tuple[DreamState, Step]:
         """Begins N dreams from ``keys`` ``[N]``."""
         self._check()
-        count = keys.shape[0]
-        no = jnp.zeros(count, bool)
-        state = DreamState(self._begin(keys), jnp.zeros(count, jnp.int32), no)
-        return state, Step(self._look(state.model), jnp.zeros(count), ~no, no, no)
+        states = self._begin(keys)
+        step = first_step(self._look(states), keys.shape[0])
+        return DreamState(states, jnp.zeros(keys.shape[0], jnp.int32), step.is_last), step
 
     def step(self, keys: Array, state: DreamState, action: Array) -> tuple[DreamState, Step]:
         """One entry on with ``action`` ``[N, A]`` in raw units and ``keys`` ``[N]``."""
@@ -101,24 +100,20 @@ class DreamEnvironments(struct.PyTreeNode):
         keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
         controls = {"temperature": jnp.full(count, self.temperature, jnp.float32)}
         following = self.model.predict(self.variables, keys[:, 0], state.model, action, controls)
-        ended = state.is_last
-        choose = lambda new, old: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
-        now = jax.tree.map(choose, self._begin(keys[:, 1]), following)
+        now = where_rows(state.is_last, self._begin(keys[:, 1]), following)
         prediction = self.model.decode(self.variables, now)
         is_terminal = jnp.zeros(count, bool)
         if prediction.continuation is not None:
             goes_on = _sharpened(prediction.continuation, jnp.asarray(self.temperature, jnp.float32))
-            is_terminal = ~ended & (jax.vmap(jax.random.uniform)(keys[:, 2]) >= goes_on)
-        time = jnp.where(ended, 0, state.time + 1)
-        is_last = is_terminal | (time >= self.length - 1)
+            is_terminal = jax.vmap(jax.random.uniform)(keys[:, 2]) >= goes_on
         assert prediction.reward is not None  # seen to by `reset`
         reward = prediction.reward
         if self.penalty is not None:
             assert prediction.uncertainty is not None  # as well
             reward -= self.penalty * prediction.uncertainty
-        reward = jnp.where(ended, 0.0, reward)
         observation = self._look(now, prediction.observation)
-        return DreamState(now, time, is_last), Step(observation, reward, ended, is_last, is_terminal)
+        time, step = next_step(state.is_last, state.time, self.length, observation, reward, is_terminal)
+        return DreamState(now, time, step.is_last), step
 
     def info(self, state: DreamState) -> dict[str, Array]:
         """Nothing: a dream has no truth beside it."""

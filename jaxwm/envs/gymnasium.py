@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes.util
 import dataclasses
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -267,7 +268,7 @@ class _Copy:
 
 
 def _make(env_id: str, size: int, options: Mapping[str, Any], renders: bool) -> Any:
-    gym = _import_gymnasium()
+    gym = _required("gymnasium")
     # The checker looks for mistakes of whoever writes an environment, at the cost of warnings while recording.
     settings: dict[str, Any] = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if renders else {})}
     if env_id.startswith("ALE/"):
@@ -282,19 +283,15 @@ def _make(env_id: str, size: int, options: Mapping[str, Any], renders: bool) -> 
         raise EnvError(f"environment {env_id!r} cannot be made: {reason}") from None
 
 
-def _import_gymnasium() -> Any:
+def _required(module: str) -> Any:
     try:
-        import gymnasium
+        return importlib.import_module(module)
     except ImportError:
-        raise EnvError("gymnasium is not installed; pip install 'jaxwm[envs]'") from None
-    return gymnasium
+        raise EnvError(f"{module.replace('_', '-')} is not installed; pip install 'jaxwm[envs]'") from None
 
 
 def _register_atari(gym: Any) -> None:
-    try:
-        import ale_py
-    except ImportError:
-        raise EnvError("ale-py is not installed; pip install 'jaxwm[envs]'") from None
+    ale_py = _required("ale_py")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     gym.register_envs(ale_py)
 
@@ -305,11 +302,7 @@ def _register_dm_control(gym: Any) -> None:
         backend = next((name for name in ("EGL", "OSMesa") if ctypes.util.find_library(name)), None)
         if backend is not None:
             os.environ["MUJOCO_GL"] = backend.lower()
-    try:
-        import shimmy
-    except ImportError:
-        raise EnvError("shimmy is not installed; pip install 'jaxwm[envs]'") from None
-    gym.register_envs(shimmy)
+    gym.register_envs(_required("shimmy"))
 
 
 def _frameskip(env: Any) -> int:

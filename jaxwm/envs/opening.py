@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from jaxwm.config import CollectConfig, build_world
 from jaxwm.envs.base import Environments
 from jaxwm.envs.gymnasium import GymnasiumEnvironments
@@ -19,13 +22,20 @@ def open_environments(settings: CollectConfig, count: int) -> WorldEnvironments 
         return WorldEnvironments(build_world(settings.world), settings.length)
     assert settings.environment is not None  # the configuration has checked that there is one of the two
     return GymnasiumEnvironments(
-        settings.environment,
-        count,
-        observe=settings.observe,
-        size=settings.size,
-        repeat=settings.repeat,
+        settings.environment, count, observe=settings.observe, size=settings.size, repeat=settings.repeat,
         max_length=settings.length,
-    )
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def opened(settings: CollectConfig, count: int) -> Iterator[WorldEnvironments | Environments]:
+    """`open_environments`, closed at the end."""
+    environments = open_environments(settings, count)
+    try:
+        yield environments
+    finally:
+        if not isinstance(environments, WorldEnvironments):
+            environments.close()
 
 
 def environment_spec(settings: CollectConfig) -> Spec:
@@ -34,9 +44,5 @@ def environment_spec(settings: CollectConfig) -> Spec:
     Raises:
       ConfigError, EnvError: as `open_environments`.
     """
-    environments = open_environments(settings, 1)
-    try:
+    with opened(settings, 1) as environments:
         return environments.spec
-    finally:
-        if not isinstance(environments, WorldEnvironments):
-            environments.close()

@@ -105,14 +105,9 @@ class Recorder:
 
     def _environments(self, count: int) -> GymnasiumEnvironments:
         return GymnasiumEnvironments(
-            self.env_id,
-            count,
-            observe=self.observe,
-            size=self.size,
-            repeat=self.repeat,
-            max_length=self.max_length,
+            self.env_id, count, observe=self.observe, size=self.size, repeat=self.repeat, max_length=self.max_length,
             options=self.options,
-        )
+        )  # fmt: skip
 
 
 @dataclasses.dataclass

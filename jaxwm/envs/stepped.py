@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxwm.envs.base import CompiledEnvironments, Step
 from jaxwm.envs.policies import EnvError, check_action
+from jaxwm.imagination import where_rows
 from jaxwm.types import Array, PyTree, Spec
 
 
@@ -111,8 +111,7 @@ def _renew(
     ended = step.is_last
     key = jax.random.fold_in(key, 0)  # a stream of its own: steps are folded in from 1 on
     fresh = environments.reset(_row_keys(key, time, ended.shape[0]))
-    choose = lambda new, old: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
-    return jax.tree.map(choose, fresh, (state, step))
+    return where_rows(ended, fresh, (state, step))
 
 
 def _row_keys(key: Array, time: Array | int, count: int) -> Array:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxwm.envs.base import Step
+from jaxwm.envs.base import Step, first_step, next_step
+from jaxwm.imagination import where_rows
 from jaxwm.types import Array, PyTree, Spec
 from jaxwm.worlds import World
 
@@ -54,29 +55,20 @@ class WorldEnvironments:
 
     def reset(self, keys: Array) -> tuple[WorldState, Step]:
         """Begins N episodes from ``keys`` ``[N]``."""
-        count = keys.shape[0]
-        no = jnp.zeros(count, bool)
-        state = WorldState(jax.vmap(self.world.reset)(keys), jnp.zeros(count, jnp.int32), no)
-        return state, self._show(state, jnp.zeros(count), ~no, no)
+        physical = jax.vmap(self.world.reset)(keys)
+        step = first_step(jax.vmap(self.world.observation)(physical), keys.shape[0])
+        return WorldState(physical, jnp.zeros(keys.shape[0], jnp.int32), step.is_last), step
 
     def step(self, keys: Array, state: WorldState, action: Array) -> tuple[WorldState, Step]:
         """One frame on with ``action`` ``[N, A]`` and ``keys`` ``[N]``."""
         keys = jax.vmap(jax.random.split)(keys)
         after = jax.vmap(self.world.step)(keys[:, 0], state.physical, action)
         fresh = jax.vmap(self.world.reset)(keys[:, 1])
-        ended = state.is_last
-        choose = lambda new, old: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
-        time = jnp.where(ended, 0, state.time + 1)
-        is_terminal = after.is_terminal & ~ended
-        is_last = is_terminal | (time >= self.length - 1)
-        physical = jax.tree.map(choose, fresh, after.state)
-        state = WorldState(physical, time, is_last)
-        return state, self._show(state, jnp.where(ended, 0.0, after.reward), ended, is_terminal)
+        physical = where_rows(state.is_last, fresh, after.state)
+        observation = jax.vmap(self.world.observation)(physical)
+        time, step = next_step(state.is_last, state.time, self.length, observation, after.reward, after.is_terminal)
+        return WorldState(physical, time, step.is_last), step
 
     def info(self, state: WorldState) -> dict[str, Array]:
         """The world's truth, ``[N, ...]`` by name."""
         return jax.vmap(self.world.info)(state.physical)
-
-    def _show(self, state: WorldState, reward: Array, is_first: Array, is_terminal: Array) -> Step:
-        observation = jax.vmap(self.world.observation)(state.physical)
-        return Step(observation, reward, is_first, state.is_last, is_terminal)

@@ -31,28 +31,7 @@ _HOMES = {
     "write_video": "clips",
 }
 
-__all__ = [
-    "ClipError",
-    "OpenLoop",
-    "PlanningScores",
-    "Scores",
-    "VideoCallback",
-    "contact_sheet",
-    "evaluate",
-    "evaluate_planning",
-    "evaluate_run",
-    "film",
-    "mean_observation",
-    "open_loop",
-    "plan_run",
-    "run_report",
-    "score",
-    "side_by_side",
-    "wilson_interval",
-    "write_image",
-    "write_report",
-    "write_video",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

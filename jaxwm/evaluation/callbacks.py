@@ -6,7 +6,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import jax
-import numpy as np
 
 from jaxwm import data
 from jaxwm.evaluation import clips, runs, video
@@ -72,12 +71,10 @@ class VideoCallback:
 
 def draw(rollout: video.OpenLoop, count: int, scale: int, columns: int = 2) -> clips.Pixels | None:
     """A video of the first ``count`` episodes of ``rollout`` in a grid, or None where there are no pictures."""
-    names = [
-        name for name, value in rollout.observation.items() if value.dtype == np.uint8 and value.shape[-1] in (1, 3)
-    ]
-    if not names:
+    name = clips.drawable(rollout.observation)
+    if name is None:
         return None
-    truth, imagined = rollout.observation[names[0]], rollout.prediction.observation[names[0]]
+    truth, imagined = rollout.observation[name], rollout.prediction.observation[name]
     videos = [
         clips.side_by_side(truth[row], imagined[row], rollout.context, scale=scale)
         for row in range(min(count, len(truth)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,11 @@ _BAR = 4
 
 class ClipError(ValueError):
     """Pictures that cannot be shown or a file that cannot be written; the message is one line."""
+
+
+def drawable(arrays: Mapping[str, Any]) -> str | None:
+    """The name of the first of ``arrays`` that holds pictures: bytes ``[..., H, W, C]`` with one or three channels."""
+    return next((name for name, x in arrays.items() if x.dtype == np.uint8 and x.shape[-1] in (1, 3)), None)
 
 
 def to_pixels(images: Any, name: str = "images") -> Pixels:
@@ -161,15 +166,6 @@ def contact_sheet(
         if labels:
             _write(sheet, _time_label(time, context, width), left, 2)
     return sheet
-
-
-def mosaic(images: Any, columns: int, *, scale: int = 1) -> Pixels:
-    """Pictures ``[N, H, W, C]`` in a grid of ``columns``, without any marks: uint8 ``[H', W', 3]``."""
-    pixels = upscale(to_pixels(images), scale)
-    if pixels.ndim != 4:
-        raise ClipError(f"images has shape {np.shape(images)}, expected [N, H, W, C]")
-    framed = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return tile([image[None] for image in framed], columns)[0]
 
 
 def write_video(path: str | os.PathLike[str], frames: Pixels, fps: int = 10) -> pathlib.Path:

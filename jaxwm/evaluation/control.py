@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.evaluation import clips
+from jaxwm.evaluation.scores import style_axes
 from jaxwm.planning import SOLVERS, Goal, PlanningAgent, PlanningMemory, PlanningParams, encode_goal
 from jaxwm.types import Array, Arrays, PyTree, Variables, nearest
 from jaxwm.worlds.base import GoalWorld
@@ -99,11 +100,7 @@ class PlanningScores:
         figure = Figure(figsize=(4.4, 3.0), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(range(1, len(self.costs) + 1), self.costs, marker="o", color="#2f6fde")
-        axes.set_title("cost of the cheapest candidate, mean over plans", fontsize=10, loc="left")
-        axes.set_xlabel("iteration", fontsize=8)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        style_axes(axes, "cost of the cheapest candidate, mean over plans", "iteration")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
         return path
@@ -398,7 +395,7 @@ def run_environments(run: Run) -> WorldEnvironments:
     from jaxwm.config import build_world
 
     data, settings = run.config.data, run.config.planning
-    source = data.generate or getattr(data, "collect", None)
+    source = data.generate or data.collect
     if source is None or source.world is None:
         raise ValueError(
             "data.generate is missing: planning is scored in the simulated world of a run, and its episodes are others"

@@ -43,11 +43,13 @@ class Dreamt:
         Raises:
           ValueError: there is none.
         """
-        for name, value in self.rollout.observation.items():
-            if value.dtype == np.uint8 and value.shape[-1] in (1, 3):
-                return name
-        shapes = {name: list(value.shape[2:]) for name, value in self.rollout.observation.items()}
-        raise ValueError(f"this world shows nothing that can be drawn ({shapes}); write its numbers to an .npz file")
+        name = clips.drawable(self.rollout.observation)
+        if name is None:
+            shapes = {name: list(value.shape[2:]) for name, value in self.rollout.observation.items()}
+            raise ValueError(
+                f"this world shows nothing that can be drawn ({shapes}); write its numbers to an .npz file"
+            )
+        return name
 
     def film(self, scale: int = 4, labels: bool = True) -> clips.Pixels:
         """A video uint8 ``[T, H, W, 3]`` of all rows: truth | imagined | error, or the imagined frames alone."""

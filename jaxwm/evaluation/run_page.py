@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxwm.evaluation import report as page
 from jaxwm.evaluation import runs, video
-from jaxwm.evaluation.clips import error_map
+from jaxwm.evaluation.clips import drawable, error_map
 from jaxwm.evaluation.scores import Scores
 
 if TYPE_CHECKING:
@@ -88,12 +88,10 @@ def run_report(
 
 def _player(rollout: video.OpenLoop) -> page.Player | None:
     """The first image of the observation: truth, imagination and error of each episode."""
-    names = [name for name, value in rollout.observation.items() if value.dtype == np.uint8]
-    if not names:
+    name = drawable(rollout.observation)
+    if name is None:
         return None
-    truth, imagined = rollout.observation[names[0]], rollout.prediction.observation[names[0]]
-    if truth.shape[-1] not in (1, 3):
-        return None
+    truth, imagined = rollout.observation[name], rollout.prediction.observation[name]
     shown = [
         page.Clip(f"episode {i}", {"truth": a, "imagined": b, "error": error_map(a, b)})
         for i, (a, b) in enumerate(zip(truth, imagined, strict=True))

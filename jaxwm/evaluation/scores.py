@@ -234,11 +234,7 @@ class Scores:
                     colour = COLOURS.get(predictor)
                     label = LABELS.get(predictor, predictor)
                     axes.plot(steps, metrics[name], color=colour, label=label, lw=2 if predictor == "model" else 1.4)
-            axes.set_title(title(name), fontsize=10, loc="left")
-            axes.set_xlabel("frames after the last one seen", fontsize=8)
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.tick_params(labelsize=8)
+            style_axes(axes, title(name), "frames after the last one seen")
             if index == 0:
                 axes.legend(fontsize=8, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,6 +244,15 @@ class Scores:
     def order(self) -> list[tuple[str, str]]:
         """(metric, predictor) of each line of `rows`."""
         return [(name, p) for name in self.shown for p, metrics in self.metrics.items() if name in metrics]
+
+
+def style_axes(axes: Any, title: str, x_title: str) -> None:
+    """Gives matplotlib's ``axes`` titles and the look of all plots here."""
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x_title, fontsize=8)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
 
 
 def title(name: str) -> str:

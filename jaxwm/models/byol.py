@@ -19,7 +19,8 @@ from flax import struct
 from pydantic import Field, PositiveInt
 
 from jaxwm.models import register
-from jaxwm.models.heads import Looked, OnlookerHeads, masked_mean, onlooker_losses, predicted
+from jaxwm.models.base import masked_mean
+from jaxwm.models.heads import Looked, OnlookerHeads, onlooker_losses, predicted
 from jaxwm.nn import MLP, Encoder, GRUCell, Linear
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.representation import watch_collapse

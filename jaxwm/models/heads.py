@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from jaxwm.models.base import masked_mean
 from jaxwm.nn import MLP, Activation, Bernoulli, Decoder, Kind, Linear, Norm
 from jaxwm.types import Array, Prediction, Spec, Trajectory
 
@@ -62,8 +63,3 @@ def onlooker_losses(looked: Looked, batch: Trajectory) -> dict[str, Array]:
     losses["reward"] = masked_mean(jnp.square(reward - rewards), rewarded)
     losses["continue"] = masked_mean(-going.log_prob(1.0 - batch.is_terminal), batch.valid)
     return losses
-
-
-def masked_mean(x: Array, mask: Array) -> Array:
-    """The mean of the entries of ``x`` where ``mask`` is set; 0 if there are none."""
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)

@@ -21,7 +21,8 @@ from flax import struct
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from jaxwm.models import register
-from jaxwm.nn import Bernoulli, Decoder, Encoder, Linear, LSTMCell, Normal, NormalMixture
+from jaxwm.models.base import make_coders, masked_mean, temperature_of
+from jaxwm.nn import Bernoulli, Linear, LSTMCell, Normal, NormalMixture
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
 
@@ -50,14 +51,9 @@ class _Networks(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        coder: dict[str, Any] = dict(
-            depth=c.depth, units=c.units, layers=c.layers, kind=c.coder, norm=c.norm, activation=c.activation,
-            dtype=c.compute_dtype,
-        )  # fmt: skip
         linear = functools.partial(Linear, dtype=c.compute_dtype)
-        self.encoder = Encoder(c.spec, embed=c.embed, **coder)
+        self.encoder, self.decoder = make_coders(c, c.embed, c.units)
         self.posterior = linear(2 * c.latent)
-        self.decoder = Decoder(c.spec, pixels=c.pixels, background=c.background, **coder)
         self.memory = LSTMCell(c.hidden, dtype=c.compute_dtype)
         self.mixture = linear(c.mixtures * (2 * c.latent + c.choices))
         self.reward = linear(1, output_scale=0.0)
@@ -201,7 +197,7 @@ class MDNRNN:
         self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
         hidden, cell = self._remember(variables, state, previous_action)
         empty = is_first[:, None]
-        latent = self._apply(variables, "encode", observation).sample(keys, _temperature(condition))
+        latent = self._apply(variables, "encode", observation).sample(keys, temperature_of(condition))
         return MDNRNNState(latent, jnp.where(empty, 0.0, hidden), jnp.where(empty, 0.0, cell))
 
     def predict(
@@ -210,7 +206,7 @@ class MDNRNN:
         """A latent drawn from the mixture; the control ``temperature`` is the paper's, see `NormalMixture.sample`."""
         self.spec.check_action(action, (keys.shape[0],))
         hidden, cell = self._remember(variables, state, action)
-        latent = self._apply(variables, "expect", hidden).sample(keys, _temperature(condition))
+        latent = self._apply(variables, "expect", hidden).sample(keys, temperature_of(condition))
         return MDNRNNState(latent, hidden, cell)
 
     def features(self, variables: Variables, state: MDNRNNState) -> Array:
@@ -267,7 +263,7 @@ class MDNRNN:
         posterior = self._apply(variables, "encode", batch.observation)
         heads = self._apply(variables, "decode", _sample_windows(posterior, keys))
         metrics = {
-            f"loss/{name}": _masked_mean(-head.log_prob(batch.observation[name]), batch.valid)
+            f"loss/{name}": masked_mean(-head.log_prob(batch.observation[name]), batch.valid)
             for name, head in heads.items()
         }
         variance = jnp.square(posterior.std)
@@ -304,11 +300,11 @@ class MDNRNN:
         ends = batch.is_terminal[:, 1:].astype(jnp.float32)
         weight = jnp.where(batch.is_terminal[:, 1:], self.done_weight, 1.0)
         metrics = {
-            "loss/latent": _masked_mean(
+            "loss/latent": masked_mean(
                 -self._apply(variables, "expect", hidden).log_prob(latents[:, 1:]) / self.latent, follows
             ),
-            "loss/reward": _masked_mean(jnp.square(reward - batch.reward[:, :-1]), follows),
-            "loss/done": _masked_mean(-weight * Bernoulli(done).log_prob(ends), follows),
+            "loss/reward": masked_mean(jnp.square(reward - batch.reward[:, :-1]), follows),
+            "loss/done": masked_mean(-weight * Bernoulli(done).log_prob(ends), follows),
         }
         weights = {"loss/reward": self.reward_scale, "loss/done": self.done_scale}
         total = sum((weights.get(name, 1.0) * term for name, term in metrics.items()), jnp.zeros(()))
@@ -325,11 +321,3 @@ def _sample_windows(posterior: Normal, keys: Array) -> Array:
     """Latents ``[B, T, D]`` drawn from ``posterior`` with one key for each of the B rows."""
     noise = jax.vmap(lambda key: jax.random.normal(key, posterior.location.shape[1:]))(keys)
     return posterior.location + posterior.std * noise
-
-
-def _temperature(condition: Arrays | None) -> Array | None:
-    return None if condition is None else condition.get("temperature")
-
-
-def _masked_mean(x: Array, mask: Array) -> Array:
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)

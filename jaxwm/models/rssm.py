@@ -22,7 +22,8 @@ from flax import struct
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from jaxwm.models import register
-from jaxwm.nn import MLP, Bernoulli, BlockGRU, Decoder, Encoder, GRUCell, Linear, Normal, OneHot, TwoHot
+from jaxwm.models.base import make_coders, masked_mean, temperature_of
+from jaxwm.nn import MLP, Bernoulli, BlockGRU, GRUCell, Linear, Normal, OneHot, TwoHot
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.layers import activate, normalise
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
@@ -55,12 +56,7 @@ class _Networks(nn.Module):
         mlp = functools.partial(MLP, norm=c.norm, activation=c.activation, dtype=c.compute_dtype)
         linear = functools.partial(Linear, dtype=c.compute_dtype)
         parameters = c.stoch * (2 if c.latent == "gaussian" else c.classes)
-        coder = dict(
-            depth=c.depth, units=c.units, layers=c.layers, kind=c.coder, norm=c.norm, activation=c.activation,
-            dtype=c.compute_dtype,
-        )  # fmt: skip
-        self.encoder = Encoder(c.spec, embed=c.embed, **coder)
-        self.decoder = Decoder(c.spec, pixels=c.pixels, background=c.background, **coder)
+        self.encoder, self.decoder = make_coders(c, c.embed, c.units)
         self.cell: Any = (
             GRUCell(c.deter, dtype=c.compute_dtype)
             if c.recurrent == "gru"
@@ -262,7 +258,7 @@ class RSSM:
         self.spec.check_observation(observation, (keys.shape[0],))
         self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
         embed = self._apply(variables, "embed", observation)
-        return self._observe(variables, keys, state, previous_action, embed, is_first, _temperature(condition))
+        return self._observe(variables, keys, state, previous_action, embed, is_first, temperature_of(condition))
 
     def predict(
         self, variables: Variables, keys: Array, state: RSSMState, action: Array, condition: Arrays | None = None
@@ -271,7 +267,7 @@ class RSSM:
         self.spec.check_action(action, (keys.shape[0],))
         deter = self._apply(variables, "advance", state, action)
         belief = self._apply(variables, "prior", deter)
-        return RSSMState(deter, belief.sample(keys, _temperature(condition)), belief)
+        return RSSMState(deter, belief.sample(keys, temperature_of(condition)), belief)
 
     def features(self, variables: Variables, state: RSSMState) -> Array:
         """``[B, deter + stoch]``, memory and stochastic state side by side."""
@@ -334,11 +330,11 @@ class RSSM:
         observation, reward, continuation = self._apply(variables, "heads", features)
         previous_rewards, rewarded = batch.previous_rewards()
         terms = {name: -head.log_prob(batch.observation[name]) for name, head in observation.items()}
-        metrics = {f"loss/{name}": _masked_mean(term, batch.valid) for name, term in terms.items()}
-        metrics["loss/reward"] = _masked_mean(-reward.log_prob(previous_rewards), rewarded)
-        metrics["loss/continue"] = _masked_mean(-continuation.log_prob(1.0 - batch.is_terminal), batch.valid)
-        metrics["loss/dynamics"] = _masked_mean(jnp.maximum(dynamics, self.free_nats), batch.valid)
-        metrics["loss/representation"] = _masked_mean(jnp.maximum(representation, self.free_nats), batch.valid)
+        metrics = {f"loss/{name}": masked_mean(term, batch.valid) for name, term in terms.items()}
+        metrics["loss/reward"] = masked_mean(-reward.log_prob(previous_rewards), rewarded)
+        metrics["loss/continue"] = masked_mean(-continuation.log_prob(1.0 - batch.is_terminal), batch.valid)
+        metrics["loss/dynamics"] = masked_mean(jnp.maximum(dynamics, self.free_nats), batch.valid)
+        metrics["loss/representation"] = masked_mean(jnp.maximum(representation, self.free_nats), batch.valid)
         warmth = jnp.minimum(variables["targets"]["updates"] / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
         weights = {
             "loss/reward": self.reward_scale,
@@ -347,9 +343,9 @@ class RSSM:
             "loss/representation": warmth * self.representation_scale,
         }
         total = sum((weights.get(name, 1.0) * term for name, term in metrics.items()), jnp.zeros(()))
-        metrics["kl"] = _masked_mean(dynamics, batch.valid)
-        metrics["prior_entropy"] = _masked_mean(prior.entropy(), batch.valid)
-        metrics["posterior_entropy"] = _masked_mean(posterior.entropy(), batch.valid)
+        metrics["kl"] = masked_mean(dynamics, batch.valid)
+        metrics["prior_entropy"] = masked_mean(prior.entropy(), batch.valid)
+        metrics["posterior_entropy"] = masked_mean(posterior.entropy(), batch.valid)
         return total, Aux(metrics, states)
 
     def after_update(self, variables: Variables, aux: Aux, stage: str) -> Variables:
@@ -423,11 +419,3 @@ class RSSM:
 
     def _apply(self, variables: Variables, method: str, *args: Any) -> Any:
         return _Networks(self).apply({"params": variables["params"]}, *args, method=method)
-
-
-def _temperature(condition: Arrays | None) -> Array | None:
-    return None if condition is None else condition.get("temperature")
-
-
-def _masked_mean(x: Array, mask: Array) -> Array:
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)

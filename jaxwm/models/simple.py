@@ -17,7 +17,8 @@ from flax import linen as nn
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from jaxwm.models import register
-from jaxwm.nn import MLP, Decoder, Encoder, Linear
+from jaxwm.models.base import make_coders, masked_mean
+from jaxwm.nn import MLP, Linear
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.distributions import SymlogSquaredError
 from jaxwm.nn.layers import symlog
@@ -31,12 +32,9 @@ class _Networks(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        style: dict[str, Any] = dict(norm=c.norm, activation=c.activation, dtype=c.compute_dtype)
         if c.coder != "identity":
-            coder = dict(depth=c.depth, units=c.hidden, layers=c.layers, kind=c.coder, **style)
-            self.encoder = Encoder(c.spec, embed=c.latent_size, **coder)
-            self.decoder = Decoder(c.spec, pixels=c.pixels, background=c.background, **coder)
-        self.hidden = MLP(c.hidden, 2, **style)
+            self.encoder, self.decoder = make_coders(c, c.latent_size, c.hidden)
+        self.hidden = MLP(c.hidden, 2, norm=c.norm, activation=c.activation, dtype=c.compute_dtype)
         self.next_latent = Linear(c.latent_size, dtype=c.compute_dtype)
         self.reward = Linear(1, dtype=c.compute_dtype)
 
@@ -214,10 +212,9 @@ class SimpleWorldModel:
         heads, reward = self._apply(variables, "heads", predicted)
         # Each step of the way must be one within an episode.
         real = jnp.cumprod(ahead(batch.has_previous(), 1), axis=2) > 0
-        count = jnp.maximum(jnp.sum(real), 1)
         errors = self._errors(heads, {name: ahead(x, 1) for name, x in batch.observation.items()})
         errors["reward"] = jnp.square(reward - ahead(batch.reward, 0))
-        metrics = {f"loss/{name}": jnp.sum(jnp.where(real, error, 0.0)) / count for name, error in errors.items()}
+        metrics = {f"loss/{name}": masked_mean(error, real) for name, error in errors.items()}
         total = sum(metrics.values(), jnp.zeros(())) + (self.reward_scale - 1.0) * metrics["loss/reward"]
         return total, Aux(metrics, predicted)
 

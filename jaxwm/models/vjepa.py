@@ -21,7 +21,8 @@ from flax import struct
 from pydantic import Field, PositiveInt
 
 from jaxwm.models import register
-from jaxwm.models.heads import Looked, OnlookerHeads, masked_mean, onlooker_losses, predicted
+from jaxwm.models.base import masked_mean
+from jaxwm.models.heads import Looked, OnlookerHeads, onlooker_losses, predicted
 from jaxwm.nn import Linear, patchify
 from jaxwm.nn.attention import Cache, FrameTransformer, TokenTransformer
 from jaxwm.nn.coders import start_from_mean_frame

@@ -10,6 +10,7 @@ is worse than every finite one. Rows of the batch do not see each other: each ha
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from pydantic import PositiveInt
 
 from jaxwm.types import ActionSpec, Array, PyTree
 
@@ -60,6 +62,36 @@ class Solver(Protocol):
     def advance(self, memory: PyTree, steps: int) -> PyTree:
         """``memory`` after the first ``steps`` actions of its plan were done."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """The memory of solvers of continuous actions that start from their last plan: that plan, ``[B, H, A]``."""
+
+    horizon: PositiveInt = 15
+
+    def init(self, spec: ActionSpec, batch: int) -> Array:
+        """The middle of the bounds, ``[B, H, A]``; see `Solver.init`."""
+        require_continuous(spec, type(self).__name__)
+        return middle(spec, batch, self.horizon)
+
+    def advance(self, memory: Array, steps: int) -> Array:
+        """The plan, shifted in time."""
+        return shift(memory, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class EliteSearch:
+    """The fields of solvers that draw ``samples`` and move to the ``elites`` among them, ``iterations`` times."""
+
+    horizon: PositiveInt = 15
+    samples: PositiveInt = 256
+    elites: PositiveInt = 32
+    iterations: PositiveInt = 5
+
+    def __post_init__(self) -> None:
+        if self.elites > self.samples:
+            raise ValueError(f"elites is {self.elites}, expected at most samples={self.samples}")
 
 
 def require_continuous(spec: ActionSpec, solver: str) -> None:

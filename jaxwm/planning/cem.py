@@ -39,7 +39,7 @@ class CEMMemory(struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class CEM:
+class CEM(base.EliteSearch):
     """Samples around a mean and moves mean and standard deviation to the elites; the plan is the cheapest seen.
 
     Args:
@@ -55,17 +55,9 @@ class CEM:
       ValueError: more elites than samples.
     """
 
-    horizon: PositiveInt = 15
-    samples: PositiveInt = 256
-    elites: PositiveInt = 32
-    iterations: PositiveInt = 5
     std: PositiveFloat = 0.5
     min_std: PositiveFloat = 0.05
     momentum: Share = 0.1
-
-    def __post_init__(self) -> None:
-        if self.elites > self.samples:
-            raise ValueError(f"elites is {self.elites}, expected at most samples={self.samples}")
 
     def init(self, spec: ActionSpec, batch: int) -> CEMMemory:
         """The middle of the bounds; see `jaxwm.planning.base.Solver`."""
@@ -206,7 +198,7 @@ def _fit(elites: Array, costs: Array, mean: Array, std: Array, momentum: float) 
 
 
 @dataclasses.dataclass(frozen=True)
-class CategoricalCEM:
+class CategoricalCEM(base.EliteSearch):
     """The cross-entropy method for discrete actions: a distribution over the choices at every step of the plan.
 
     Args:
@@ -221,16 +213,8 @@ class CategoricalCEM:
       ValueError: more elites than samples.
     """
 
-    horizon: PositiveInt = 15
-    samples: PositiveInt = 256
-    elites: PositiveInt = 32
-    iterations: PositiveInt = 5
     momentum: Share = 0.1
     floor: Share = 0.05
-
-    def __post_init__(self) -> None:
-        if self.elites > self.samples:
-            raise ValueError(f"elites is {self.elites}, expected at most samples={self.samples}")
 
     def init(self, spec: ActionSpec, batch: int) -> Array:
         """Uniform probabilities ``[B, H, A]``; see `jaxwm.planning.base.Solver`."""

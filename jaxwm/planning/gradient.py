@@ -15,7 +15,7 @@ from jaxwm.types import ActionSpec, Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Gradient:
+class Gradient(base.WarmStart):
     """Adam on several plans at once, through the model; each step is projected back into the bounds.
 
     The plan is the cheapest that any of them was on its way. A gradient that is not finite counts as 0.
@@ -28,16 +28,10 @@ class Gradient:
       std: standard deviation of the noise of the starts, in the same unit.
     """
 
-    horizon: PositiveInt = 15
     starts: PositiveInt = 8
     iterations: PositiveInt = 30
     learning_rate: PositiveFloat = 0.1
     std: PositiveFloat = 0.5
-
-    def init(self, spec: ActionSpec, batch: int) -> Array:
-        """The middle of the bounds, ``[B, H, A]``; see `jaxwm.planning.base.Solver`."""
-        base.require_continuous(spec, type(self).__name__)
-        return base.middle(spec, batch, self.horizon)
 
     def solve(self, spec: ActionSpec, cost: base.Cost, keys: Array, memory: Array) -> tuple[base.Plan, Array]:
         """See `jaxwm.planning.base.Solver`; ``cost`` must be differentiable."""
@@ -72,7 +66,3 @@ class Gradient:
         start = (units, optimizer.init(units), base.clip(spec, memory), jnp.full(keys.shape[0], jnp.inf))
         (_, _, best, _), costs = jax.lax.scan(step, start, length=self.iterations)
         return base.Plan(best, costs.swapaxes(0, 1)), best
-
-    def advance(self, memory: Array, steps: int) -> Array:
-        """The plan, shifted in time."""
-        return base.shift(memory, steps)

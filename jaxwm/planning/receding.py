@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxwm.imagination import rollout
+from jaxwm.imagination import rollout, row_keys, where_rows
 from jaxwm.planning import base
 from jaxwm.planning.objectives import Goal, Objective, repeat_goal
 from jaxwm.types import Array, Arrays, PyTree, Spec, Variables, WorldModel
@@ -50,7 +49,7 @@ def imagined_cost(
     def cost(actions: Array) -> Array:
         count, horizon, dim = actions.shape[1:]
         repeat = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, count * particles, axis=0), tree)  # noqa: E731
-        luck = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(particles)))(keys)
+        luck = jax.vmap(lambda key: row_keys(key, particles))(keys)
         luck = jnp.broadcast_to(luck[:, None], (batch, count, particles)).reshape(-1)
         tried = jnp.repeat(actions.reshape(batch * count, horizon, dim), particles, axis=0)
         controls = {"temperature": jnp.full(luck.shape, temperature, jnp.float32)}
@@ -100,8 +99,7 @@ def plan(
       ValueError: a solver or an objective that does not fit the model.
     """
     batch = jax.tree.leaves(state)[0].shape[0]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    both = jax.vmap(jax.random.split)(keys)
+    both = jax.vmap(jax.random.split)(row_keys(key, batch))
     cost = imagined_cost(
         model, variables, both[:, 0], state, objective,
         goal=goal, params=params, temperature=temperature, particles=particles,
@@ -207,8 +205,8 @@ class PlanningAgent:
                 goal=params.goal, params=params.objective, temperature=self.temperature, particles=self.particles,
             )  # fmt: skip
             warm = self.solver.advance(old[1], self.every)
-            start = _choose(is_first, self.solver.init(self.spec.action, count), warm)
-            return _choose(due, self.solver.solve(self.spec.action, cost, keys[:, 2], start), old)
+            start = where_rows(is_first, self.solver.init(self.spec.action, count), warm)
+            return where_rows(due, self.solver.solve(self.spec.action, cost, keys[:, 2], start), old)
 
         old = (memory.plan, memory.solver)
         found, solver = jax.lax.cond(jnp.any(due), replan, lambda old: old, old)
@@ -221,8 +219,3 @@ class PlanningAgent:
         keys = jax.random.split(jax.random.key(0), count)
         nothing = lambda actions: jnp.sum(actions, axis=(2, 3))  # noqa: E731
         return self.solver.solve(self.spec.action, nothing, keys, memory)[0]
-
-
-def _choose(mask: Array, new: Any, old: Any) -> Any:
-    """``new`` in the rows of ``mask``, ``old`` in the others, leaf by leaf."""
-    return jax.tree.map(lambda n, o: jnp.where(mask.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)

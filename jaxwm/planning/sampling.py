@@ -53,7 +53,7 @@ class RandomShooting:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictiveSampling:
+class PredictiveSampling(base.WarmStart):
     """The cheapest of the last plan and of noisy copies of it (Howell et al. 2022, arXiv:2212.00541).
 
     The noise is drawn at a few knots and interpolated linearly between them.
@@ -68,7 +68,6 @@ class PredictiveSampling:
       ValueError: more knots than steps.
     """
 
-    horizon: PositiveInt = 15
     samples: PositiveInt = 256
     knots: PositiveInt = 5
     std: PositiveFloat = 0.5
@@ -76,11 +75,6 @@ class PredictiveSampling:
     def __post_init__(self) -> None:
         if self.knots > self.horizon:
             raise ValueError(f"knots is {self.knots}, expected at most horizon={self.horizon}")
-
-    def init(self, spec: ActionSpec, batch: int) -> Array:
-        """The middle of the bounds, ``[B, H, A]``; see `jaxwm.planning.base.Solver`."""
-        base.require_continuous(spec, type(self).__name__)
-        return base.middle(spec, batch, self.horizon)
 
     def solve(self, spec: ActionSpec, cost: base.Cost, keys: Array, memory: Array) -> tuple[base.Plan, Array]:
         """See `jaxwm.planning.base.Solver`."""
@@ -93,13 +87,9 @@ class PredictiveSampling:
         best, costs = base.cheapest(base.comparable(cost(candidates)), candidates, 1)
         return base.Plan(best[:, 0], costs), best[:, 0]
 
-    def advance(self, memory: Array, steps: int) -> Array:
-        """The plan, shifted in time."""
-        return base.shift(memory, steps)
-
 
 @dataclasses.dataclass(frozen=True)
-class MPPI:
+class MPPI(base.EliteSearch, base.WarmStart):
     """Model predictive path integral control: the plan is a weighted mean of candidates, the cheap ones weigh most.
 
     A candidate of cost c weighs exp(-(c - min c) / temperature) among the ``elites`` cheapest, the others nothing. So
@@ -125,10 +115,7 @@ class MPPI:
       ValueError: more elites than samples, or ``min_std`` above ``std``.
     """
 
-    horizon: PositiveInt = 15
-    samples: PositiveInt = 256
     elites: PositiveInt = 64
-    iterations: PositiveInt = 5
     temperature: PositiveFloat = 0.1
     std: PositiveFloat = 0.5
     min_std: PositiveFloat = 0.05
@@ -136,15 +123,9 @@ class MPPI:
     colour: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
-        if self.elites > self.samples:
-            raise ValueError(f"elites is {self.elites}, expected at most samples={self.samples}")
+        super().__post_init__()
         if self.min_std > self.std:
             raise ValueError(f"min_std is {self.min_std}, expected at most std={self.std}")
-
-    def init(self, spec: ActionSpec, batch: int) -> Array:
-        """The middle of the bounds, ``[B, H, A]``; see `jaxwm.planning.base.Solver`."""
-        base.require_continuous(spec, type(self).__name__)
-        return base.middle(spec, batch, self.horizon)
 
     def solve(self, spec: ActionSpec, cost: base.Cost, keys: Array, memory: Array) -> tuple[base.Plan, Array]:
         """See `jaxwm.planning.base.Solver`."""
@@ -169,10 +150,6 @@ class MPPI:
         (mean, _), costs = jax.lax.scan(step, start, jnp.arange(self.iterations))
         mean = base.clip(spec, mean)
         return base.Plan(mean, costs.swapaxes(0, 1)), mean
-
-    def advance(self, memory: Array, steps: int) -> Array:
-        """The plan, shifted in time."""
-        return base.shift(memory, steps)
 
 
 def path_weights(costs: Array, temperature: float | Array) -> Array:

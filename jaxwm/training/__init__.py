@@ -2,12 +2,12 @@
 
 from jaxwm.training.checkpoints import CheckpointError
 from jaxwm.training.interruption import Interrupted
-from jaxwm.training.loop import Event, NonFiniteError, train
+from jaxwm.training.loop import Event, train
 from jaxwm.training.metrics import read_metrics
 from jaxwm.training.optimizers import adaptive_clip, make_optimizer, make_schedule, train_only
 from jaxwm.training.run import Run, RunError, load_run, save_weights
 from jaxwm.training.sharding import batch_sharding, make_mesh, put_batch, replicated, state_sharding
-from jaxwm.training.update import TrainState, begin_stage, init_state, make_evaluate, make_update
+from jaxwm.training.update import NonFiniteError, TrainState, begin_stage, init_state, make_evaluate, make_update
 
 __all__ = [
     "CheckpointError",

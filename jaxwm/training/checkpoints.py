@@ -86,6 +86,11 @@ class Checkpoints:
         """The last step that is saved or being saved."""
         return self._manager.latest_step()
 
+    def kept(self, run: pathlib.Path) -> str:
+        """What the folder ``run`` of a run that fails now holds, in words."""
+        saved = self.latest
+        return "nothing is saved yet" if saved is None else f"{run} keeps the good checkpoint of step {saved}"
+
     def is_best(self, progress: Progress) -> bool:
         """Whether a checkpoint of ``progress`` would be the best of all."""
         return all(progress.rank > other.rank for other in self._progress.values())

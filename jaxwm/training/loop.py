@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import time
@@ -27,7 +28,7 @@ from jaxwm.training import run as runs
 from jaxwm.training.checkpoints import Checkpoints, Progress
 from jaxwm.training.console import Reporter, Stopwatch, amount
 from jaxwm.training.interruption import Interrupted, Interruption
-from jaxwm.training.metrics import Metrics
+from jaxwm.training.metrics import Metrics, mean_figures
 from jaxwm.training.run import Run
 from jaxwm.training.sharding import check_batch, make_mesh, place, put_batch, replicated
 from jaxwm.training.stages import Phase, find_phase, plan_phases
@@ -36,28 +37,17 @@ from jaxwm.training.update import (
     TrainState,
     abstract_state,
     begin_stage,
-    first_nonfinite,
     init_state,
     make_evaluate,
     make_update,
+    nonfinite_error,
 )
 from jaxwm.types import Array, PyTree, Trajectory, Variables, WorldModel, example_batch
 
 STEPS_AHEAD = 4
 """Updates that may wait for the devices: enough to keep them busy, few enough to bound the memory of their batches."""
 
-
-class NonFiniteError(FloatingPointError):
-    """Training met a value that is not finite, and stopped before it did harm; the message is one line.
-
-    Attributes:
-      step: the update that could not be done; with the seed its position in the data.
-      tensor: the first tensor that is not finite: its path, which begins with batch, variables or gradients.
-    """
-
-    def __init__(self, step: int, tensor: str, message: str) -> None:
-        super().__init__(message)
-        self.step, self.tensor = step, tensor
+EventName = Literal["evaluate", "video", "end"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +64,7 @@ class Event:
       run_dir: the run folder.
     """
 
-    name: Literal["evaluate", "video", "end"]
+    name: EventName
     step: int
     config: Config
     model: WorldModel
@@ -157,7 +147,7 @@ def train(
 
         # -------------------------------------------------------------------------------------------------- end
         session.call("end", state)
-        return Run(config, spec, model, _own_copy(state.smooth_variables()), int(state.step))
+        return Run(config, spec, model, own_copy(state.smooth_variables()), int(state.step))
 
 
 def _restore(
@@ -189,14 +179,7 @@ def _begin(
     batch = data.episode_batch(episodes, range(min(16, len(episodes))), config.data.length)
     batch = dataclasses.replace(batch, info={})
     state = init_state(model, phase.stage, phase.optimizer(), key, batch, ema=settings.ema, mesh=mesh)
-    if settings.init_from is not None:
-        source = runs.load_run(settings.init_from)
-        variables, lines = runs.take_over(source, settings.init_from, state.variables, settings.init_strict)
-        for line in lines:
-            report.say(line)
-        average = None if state.average is None else jax.tree.map(jnp.copy, variables["params"])
-        state = state.replace(variables=variables, average=average)
-    return state, phase
+    return runs.start_from(state, settings, report.say), phase
 
 
 def _held_out(config: Config, report: Reporter) -> list[Trajectory]:
@@ -231,9 +214,27 @@ def _windows(config: Config, episodes: data.Episodes, start: int) -> Generator[T
     return cast("Generator[Trajectory]", windows)
 
 
-def _own_copy(variables: Variables) -> Variables:
+def own_copy(variables: Variables) -> Variables:
     """Arrays on the default device that share nothing with the state, whose memory the next update takes."""
     return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), variables)
+
+
+def notify(
+    callbacks: Sequence[Callable[[Event], None]],
+    name: EventName,
+    state: TrainState,
+    config: Config,
+    model: WorldModel,
+    log: Callable[[int, Mapping[str, float]], None],
+    run_dir: pathlib.Path,
+) -> None:
+    """Calls ``callbacks`` with the `Event` ``name`` of ``state``; ``log`` takes a step and figures."""
+    if not callbacks:
+        return
+    step, variables = int(state.step), own_copy(state.smooth_variables())
+    event = Event(name, step, config, model, variables, functools.partial(log, step), run_dir)
+    for callback in callbacks:
+        callback(event)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -331,8 +332,7 @@ class _Session:
 
     def log(self, step: int, phase: Phase, recent: Sequence[Mapping[str, Array]], watch: Stopwatch) -> None:
         """Writes the means of the figures since the last time, and shows them."""
-        values = jax.device_get(list(recent))
-        means = {f"train/{name}": float(np.mean([value[name] for value in values])) for name in values[0]}
+        means = mean_figures("train", recent)
         means["train/steps_per_second"] = watch.read()
         self.write(step, means)
         self.report.figures(step, phase.stage.name, means["train/loss"], means["train/steps_per_second"])
@@ -343,8 +343,7 @@ class _Session:
         for index, batch in enumerate(self.held_out):
             key = place(jax.random.fold_in(self.test_key, index), replicated(self.mesh))
             values.append(evaluate(state.smooth_variables(), key, put_batch(self.mesh, batch)))
-        values = jax.device_get(values)
-        means = {f"test/{name}": float(np.mean([value[name] for value in values])) for name in values[0]}
+        means = mean_figures("test", values)
         self.write(step, means)
         self.report.say(f"step {step}: held-out loss {means['test/loss']:.4g}")
         return means["test/loss"]
@@ -354,15 +353,10 @@ class _Session:
         if self.metrics is not None:
             self.metrics.write(step, values)
 
-    def call(self, name: Literal["evaluate", "video", "end"], state: TrainState) -> None:
+    def call(self, name: EventName, state: TrainState) -> None:
         """Calls the callbacks, in the first process."""
-        if not self.callbacks or self.metrics is None:
-            return
-        step, variables = int(state.step), _own_copy(state.smooth_variables())
-        log = lambda values: self.write(step, values)  # noqa: E731
-        event = Event(name, step, self.config, self.model, variables, log, self.path)
-        for callback in self.callbacks:
-            callback(event)
+        if self.metrics is not None:
+            notify(self.callbacks, name, state, self.config, self.model, self.write, self.path)
 
     def check_finite(self, state: TrainState, phase: Phase, key: Array) -> None:
         """Raises NonFiniteError if an update was not finite; the state is then still the one before it."""
@@ -372,15 +366,9 @@ class _Session:
         windows = _windows(self.config, self.episodes, step)
         with contextlib.closing(windows):
             batch = put_batch(self.mesh, next(windows))
-        tensor, where = first_nonfinite(self.model, phase.stage, state, key, batch, self.mesh)
-        saved = self.store.latest
-        kept = "nothing is saved yet" if saved is None else f"{self.path} keeps the good checkpoint of step {saved}"
-        raise NonFiniteError(
-            step,
-            tensor,
-            f"update {step} of stage {phase.stage.name!r} is not finite, first in {tensor} ({where}); its batch is at "
-            f"data position (seed {self.config.seed}, step {step}); {kept}",
-        )
+        what = f"update {step} of stage {phase.stage.name!r}"
+        end = f"its batch is at data position (seed {self.config.seed}, step {step}); {self.store.kept(self.path)}"
+        raise nonfinite_error(self.model, phase.stage, state, key, batch, self.mesh, what, end)
 
 
 def _is_due(step: int, every: int) -> bool:

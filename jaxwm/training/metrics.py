@@ -9,11 +9,15 @@ import os
 import pathlib
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import IO, Any, Protocol
 
+import jax
+import numpy as np
+
 from jaxwm.config import TrainingConfig
+from jaxwm.types import Array
 
 FILE = "metrics.jsonl"
 
@@ -123,6 +127,12 @@ class WandB:
     def close(self) -> None:
         """Marks the run as finished."""
         self._run.finish()
+
+
+def mean_figures(group: str, figures: Sequence[Mapping[str, Array]]) -> dict[str, float]:
+    """The means of ``figures``, at least one, that have the same names: as ``group/name``."""
+    values = jax.device_get(list(figures))
+    return {f"{group}/{name}": float(np.mean([value[name] for value in values])) for name in values[0]}
 
 
 def read_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:

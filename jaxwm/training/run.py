@@ -15,17 +15,19 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
-from jaxwm.config import Config, build_model, load_config
+from jaxwm.config import Config, TrainingConfig, build_model, load_config
 from jaxwm.training import checkpoints
 from jaxwm.training.checkpoints import CheckpointError, Progress, compare_shapes, summary
 from jaxwm.training.optimizers import parameter_path
 from jaxwm.training.sharding import place
+from jaxwm.training.update import TrainState
 from jaxwm.types import PyTree, Spec, Variables, WorldModel
 
 FORMAT = 1
@@ -186,7 +188,7 @@ def check_resume(path: pathlib.Path, config: Config, spec: Spec) -> None:
     saved_config, saved_spec = read_definition(path)
     differences = compare_configs(saved_config, config)
     if saved_spec != spec:
-        before, after = _flatten(saved_spec.to_dict()), _flatten(spec.to_dict())
+        before, after = (flatten_dict(x.to_dict(), sep=".") for x in (saved_spec, spec))
         differences += [f"spec.{line}" for line in _compare(before, after)]
     if differences:
         raise RunError(
@@ -197,7 +199,8 @@ def check_resume(path: pathlib.Path, config: Config, spec: Spec) -> None:
 
 def compare_configs(saved: Config, now: Config) -> list[str]:
     """A line ``model.deter: checkpoint 256, now 512`` for each key that differs and is not in `MAY_CHANGE`."""
-    before, after = (_flatten(config.model_dump(mode="json", serialize_as_any=True)) for config in (saved, now))
+    dumped = (config.model_dump(mode="json", serialize_as_any=True) for config in (saved, now))
+    before, after = (flatten_dict(values, sep=".") for values in dumped)
     is_free = lambda key: any(fnmatch.fnmatch(key, pattern) for pattern in MAY_CHANGE)  # noqa: E731
     return _compare(*({k: v for k, v in values.items() if not is_free(k)} for values in (before, after)))
 
@@ -239,6 +242,19 @@ def take_over(source: Run, name: str, variables: Variables, strict: bool) -> tup
     return result, report + [f"not taken: {line}" for line in differences]
 
 
+def start_from(state: TrainState, settings: TrainingConfig, log: Callable[[str], None]) -> TrainState:
+    """``state``, with the parameters of another run where ``training.init_from`` names one; see `take_over`."""
+    if settings.init_from is None:
+        return state
+    variables, report = take_over(
+        load_run(settings.init_from), settings.init_from, state.variables, settings.init_strict
+    )
+    for line in report:
+        log(line)
+    average = None if state.average is None else jax.tree.map(jnp.copy, variables["params"])
+    return state.replace(variables=variables, average=average)
+
+
 def _compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     show = lambda values, key: json.dumps(values[key]) if key in values else "none"  # noqa: E731
     return [
@@ -246,15 +262,6 @@ def _compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         for key in dict.fromkeys([*before, *after])
         if key not in before or key not in after or before[key] != after[key]
     ]
-
-
-def _flatten(values: PyTree, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _read_json(path: pathlib.Path) -> Any:

@@ -194,6 +194,27 @@ def make_evaluate(model: WorldModel, stage: Stage, mesh: Mesh | None = None) -> 
     return jax.jit(evaluate)
 
 
+class NonFiniteError(FloatingPointError):
+    """Training met a value that is not finite, and stopped before it did harm; the message is one line.
+
+    Attributes:
+      step: the update that could not be done; with the seed its position in the data.
+      tensor: the first tensor that is not finite: its path, which begins with batch, variables or gradients.
+    """
+
+    def __init__(self, step: int, tensor: str, message: str) -> None:
+        super().__init__(message)
+        self.step, self.tensor = step, tensor
+
+
+def nonfinite_error(
+    model: WorldModel, stage: Stage, state: TrainState, key: Array, batch: Trajectory, mesh: Mesh, what: str, end: str
+) -> NonFiniteError:
+    """The error of the step that ``state`` could not do with ``batch``; its line is ``what``, why, and ``end``."""
+    tensor, where = first_nonfinite(model, stage, state, key, batch, mesh)
+    return NonFiniteError(int(state.step), tensor, f"{what} is not finite, first in {tensor} ({where}); {end}")
+
+
 def first_nonfinite(
     model: WorldModel, stage: Stage, state: TrainState, key: Array, batch: Trajectory, mesh: Mesh | None = None
 ) -> tuple[str, str]:

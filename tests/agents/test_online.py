@@ -23,8 +23,14 @@ def config(*overrides):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    path = tmp_path_factory.mktemp("whole") / "run"
-    return path, train_agent(config(), path, progress=False)
+    path, events = tmp_path_factory.mktemp("whole") / "run", []
+
+    def callback(event):
+        events.append(event)
+        if event.name == "video":
+            event.log({"seen": event.step})
+
+    return path, train_agent(config("training.video_every=15"), path, [callback], progress=False), events
 
 
 def arrays(path, step, part="experience"):
@@ -44,7 +50,7 @@ def test_the_cycle_keeps_the_train_ratio():
 
 
 def test_an_agent_lives_learns_and_reports(whole):
-    path, run = whole
+    path, run, _ = whole
     assert run.step == 20
     lines = read_metrics(path)
     last = lines[-1]
@@ -61,8 +67,20 @@ def test_an_agent_lives_learns_and_reports(whole):
     assert ended and all(line["episode/length"] == 19 for line in ended)
 
 
+def test_callbacks_get_what_those_of_other_training_get(whole):
+    path, run, events = whole
+    assert [(event.name, event.step) for event in events] == [("evaluate", 10), ("video", 15), ("end", 20)]
+    # The steps of the worlds so far, but for one beginning of an episode in each of them.
+    (seen,) = (line for line in read_metrics(path) if "seen" in line)
+    assert (seen["step"], seen["seen"], seen["decisions"]) == (15, 15.0, 4 * (16 + 15 - 1))
+    assert all(event.model == run.model and event.run_dir == path for event in events)
+    # A callback may keep what it got.
+    chex.assert_trees_all_equal(events[-1].variables, run.variables)
+    assert not any(leaf.is_deleted() for event in events for leaf in jax.tree.leaves(event.variables))
+
+
 def test_what_is_in_the_replay_is_what_happened(whole):
-    path, _ = whole
+    path, _, _ = whole
     records = arrays(path, 20)["replay"]["records"]
     first, last = records["is_first"][:36], records["is_last"][:36]
     np.testing.assert_array_equal(np.flatnonzero(first[:, 0]), [0, 20])
@@ -82,18 +100,19 @@ def test_what_is_in_the_replay_is_what_happened(whole):
 
 
 def test_stopping_and_going_on_is_the_same_bit_for_bit(whole, tmp_path):
-    path, run = whole
+    path, run, _ = whole
     half = tmp_path / "half"
     train_agent(config("stages.train.steps=10"), half, progress=False)
     again = train_agent(config(), half, progress=False)
     chex.assert_trees_all_equal(again.variables, run.variables)
     chex.assert_trees_all_equal(arrays(half, 20), arrays(path, 20))
-    assert [line["step"] for line in read_metrics(half)] == [line["step"] for line in read_metrics(path)]
+    lines = [line for line in read_metrics(path) if "seen" not in line]
+    assert [line["step"] for line in read_metrics(half)] == [line["step"] for line in lines]
     assert read_metrics(half)[-1]["decisions"] == read_metrics(path)[-1]["decisions"]
 
 
 def test_three_lines_load_a_run_and_act(whole):
-    path, _ = whole
+    path, _, _ = whole
     run = jaxwm.load_run(path)
     agent, memory = run.model.agent(), run.model.agent().init(1)
     frame = {field.name: np.zeros((1, *field.shape), field.dtype) for field in run.spec.observation}

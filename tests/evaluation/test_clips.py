@@ -25,6 +25,13 @@ def test_pixels_are_rounded_clipped_and_coloured():
         clips.to_pixels(np.zeros((4, 4, 2)), "frame")
 
 
+def test_what_can_be_drawn_are_bytes_with_one_or_three_channels():
+    frames = np.zeros((2, 4, 4, 3), np.uint8)
+    parts = {"float": frames / 255, "flow": frames[..., :2], "grey": frames[..., :1], "image": frames}
+    assert clips.drawable(parts) == "grey"
+    assert clips.drawable({"float": frames / 255}) is None
+
+
 def test_upscaling_repeats_pixels(episode):
     truth, _ = episode
     big = clips.upscale(truth, 3)
@@ -87,12 +94,12 @@ def test_the_contact_sheet_spreads_its_columns(episode):
     assert clips.contact_sheet(None, prediction, 2).shape[0] < sheet.shape[0]
 
 
-def test_a_mosaic_fills_its_last_row(episode):
+def test_a_grid_fills_its_last_row(episode):
     truth, _ = episode
-    sheet = clips.mosaic(truth[:5], 3)
-    assert sheet.shape == (2 * 14, 3 * 12, 3)
-    np.testing.assert_array_equal(sheet[15:27, 13:23], truth[4])
-    assert (sheet[15:27, 25:35] == clips.BACKGROUND).all()
+    grid = clips.tile([truth[row : row + 1] for row in range(5)], 3)[0]
+    assert grid.shape == (2 * 12, 3 * 10, 3)
+    np.testing.assert_array_equal(grid[12:, 10:20], truth[4])
+    assert (grid[12:, 20:] == clips.BACKGROUND).all()
     with pytest.raises(clips.ClipError, match="expected one shape"):
         clips.tile([truth, truth[:2]], 2)
 
