@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import jax
 
-from jaxwm.worlds import Bounce, Rooms, rollout
+from jaxwm.worlds import Bounce, Reach, Rooms, rollout
 
 LENGTH = 64
 """Frames in an episode."""
@@ -58,6 +58,7 @@ def main(rows: int = 1024, repeats: int = 15) -> dict[str, dict[str, float]]:
         for name, world in {
             "bounce, 1 ball": functools.partial(Bounce, balls=1),
             "bounce, 3 balls": functools.partial(Bounce, balls=3),
+            "reach": Reach,
             "rooms": Rooms,
         }.items()
         for size in (32, 64)

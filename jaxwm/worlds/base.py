@@ -161,11 +161,27 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _ordered_channels(value: tuple[Any, Any]) -> tuple[Any, Any]:
+    if any(low > high for low, high in zip(*value, strict=True)):
+        raise ValueError(f"a channel of the lower end {value[0]} is above that of the upper end {value[1]}")
+    return value
+
+
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 PositiveRange = Annotated[tuple[Positive, Positive], pydantic.AfterValidator(_ordered)]
 """Lower and upper end of a uniform distribution; equal ends fix the value."""
 NonNegativeRange = Annotated[tuple[NonNegative, NonNegative], pydantic.AfterValidator(_ordered)]
+_Channel = Annotated[int, pydantic.Field(ge=0, le=255)]
+_Colour = tuple[_Channel, _Channel, _Channel]
+ColourRange = Annotated[tuple[_Colour, _Colour], pydantic.AfterValidator(_ordered_channels)]
+"""Lower and upper end of the uniform distributions of red, green and blue; equal ends fix the colour."""
+
+
+def within(ends: tuple[Any, Any], share: Array) -> Array:
+    """What lies at ``share``, 0..1, of the way between two ``ends``: numbers, or tuples as long as ``share``."""
+    low, high = np.asarray(ends, np.float64)
+    return jnp.asarray(low, jnp.float32) + jnp.asarray(high - low, jnp.float32) * share
 
 
 @functools.cache
@@ -182,11 +198,14 @@ def check_parameters(world: object) -> None:
     """
     world_class: Any = type(world)
     for name, adapter in _adapters(world_class).items():
-        value = getattr(world, name)
-        value = tuple(value) if isinstance(value, list) else value
+        value = _as_tuples(getattr(world, name))
         try:
             object.__setattr__(world, name, adapter.validate_python(value, strict=True))
         except pydantic.ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             reason = reason[0].lower() + reason[1:]
             raise ValueError(f"{world_class.__name__.lower()}.{name} is {value!r}: {reason}") from None
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(part) for part in value) if isinstance(value, list | tuple) else value

@@ -121,13 +121,13 @@ class Bounce:
         share_radius, share_mass, share_speed, share_angle, places = jnp.split(
             drawn[: self.balls * columns].reshape(self.balls, columns), (1, 2, 3, 4), axis=1
         )
-        radius = _within(self.radius, share_radius[:, 0])
+        radius = base.within(self.radius, share_radius[:, 0])
         if self.mass is None:
             mass = (2 * radius / (self.radius[0] + self.radius[1])) ** 2
         else:
-            mass = _within(self.mass, share_mass[:, 0])
+            mass = base.within(self.mass, share_mass[:, 0])
         angle = 2 * jnp.pi * share_angle
-        velocity = _within(self.speed, share_speed) * jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
+        velocity = base.within(self.speed, share_speed) * jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
         position = self._place(places.reshape(self.balls, -1, 2), order, radius)
         return self.state(position, velocity, radius, mass)
 
@@ -221,10 +221,6 @@ class Bounce:
         corner = jnp.stack([cell % self._cells, cell // self._cells], axis=-1) * side
         in_cells = corner + radius[:, None] + (side - 2 * radius[:, None]) * places[:, 0]
         return jnp.where(free, position, in_cells)
-
-
-def _within(ends: tuple[float, float], share: Array) -> Array:
-    return ends[0] + (ends[1] - ends[0]) * share
 
 
 def hold_centre(world: Bounce, key: Array, state: BounceState) -> Array:

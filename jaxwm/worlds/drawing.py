@@ -22,6 +22,8 @@ Shape = Callable[[Array, Array, float], Array]
 
 Colour = tuple[int, int, int]
 """Red, green and blue in 0..255."""
+AnyColour = Colour | Array
+"""A colour that is known beforehand, or ``[3]`` that is drawn with the rest of a state."""
 
 
 def disc(centre: Array, radius: Array | float) -> Shape:
@@ -76,7 +78,7 @@ def coverage(shape: Shape, size: int) -> Array:
     return jnp.broadcast_to(shape(centres[None, :], centres[:, None], 1.0 / size), (size, size))
 
 
-def picture(size: int, background: Colour, layers: Sequence[tuple[Shape, Colour]]) -> Array:
+def picture(size: int, background: AnyColour, layers: Sequence[tuple[Shape, AnyColour]]) -> Array:
     """``[size, size, 3]`` uint8: ``layers`` (shape, colour) laid over ``background``, the first one lowest.
 
     Works on rows in which each column stands three times, once for each channel: all arithmetic then runs
@@ -98,5 +100,7 @@ def _centres(size: int) -> Array:
     return jnp.asarray((np.arange(size) + 0.5) / size, jnp.float32)
 
 
-def _row(colour: Colour, size: int) -> Array:
-    return jnp.asarray(np.tile(np.asarray(colour, np.float32), size)[None])
+def _row(colour: AnyColour, size: int) -> Array:
+    if isinstance(colour, tuple):
+        return jnp.asarray(np.tile(np.asarray(colour, np.float32), size)[None])
+    return jnp.tile(colour.astype(jnp.float32), size)[None]
