@@ -92,6 +92,24 @@ def test_training_goes_on_and_the_run_is_used_by_every_command(call, toy_config,
     assert before != after, "another checkpoint has another score"
 
 
+def test_evaluate_probes_the_features(call, toy_run_dir, tmp_path, monkeypatch):
+    from jaxwm.evaluation import probes
+
+    asked = []
+
+    def probe_run(run, **settings):
+        asked.append(settings)
+        return probes.Probes({"speed": {"linear": 0.5, "mlp": 0.75}}, {"speed": {"linear": 0.1, "mlp": 0.2}}, 4, 90, 3)
+
+    monkeypatch.setattr(probes, "probe_run", probe_run)
+    options = ("--episodes", 2, "--horizon", 3, "--out", tmp_path / "scores", "--seed", 7)
+    status, output, _ = call("evaluate", toy_run_dir, *options, "--probes")
+    assert status == 0 and "speed" in output and "0.750" in output
+    assert json.loads((tmp_path / "scores" / "probes.json").read_text())["trained"]["speed"]["linear"] == 0.5
+    assert asked == [{"context": 3, "seed": 7}]
+    assert call("evaluate", toy_run_dir, *options)[0] == 0 and len(asked) == 1
+
+
 @pytest.mark.parametrize("out", ["dream.mp4", "dream.png", "dream.npz"])
 def test_the_suffix_decides_what_is_written(call, toy_run_dir, tmp_path, out):
     status, _, errors = call("imagine", toy_run_dir, "--out", tmp_path / out, "--horizon", 2, "--actions", "random")

@@ -10,6 +10,8 @@ import typer
 from jaxwm.commands import RunArgument, Step, example, open_run, pretrained
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from jaxwm.evaluation.control import PlanningScores
     from jaxwm.evaluation.scores import Scores
 
@@ -91,6 +93,7 @@ def imagine(
 @example(
     "jaxwm evaluate runs/bounce",
     "jaxwm evaluate runs/bounce --horizon 40 --episodes 64 --estimate sample --samples 8",
+    "jaxwm evaluate runs/bounce --probes",
 )
 def evaluate(
     run: RunArgument = None,
@@ -108,13 +111,16 @@ def evaluate(
     out: Annotated[
         pathlib.Path | None, typer.Option(help="Folder for scores.json and scores.png; by default RUN/evaluation.")
     ] = None,
+    probes: Annotated[
+        bool, typer.Option("--probes", help="Also what of the physical truth can be read from the features.")
+    ] = False,
     seed: Seed = 0,
     data: Data = None,
     split: Split = "test",
     step: Step = None,
 ) -> None:
     """Scores open-loop prediction by horizon, against copying the last frame and the mean frame."""
-    from jaxwm.evaluation import evaluate_run
+    from jaxwm.evaluation import evaluate_run, probe_run
 
     loaded = open_run(run, step, data)
     scores = evaluate_run(
@@ -124,6 +130,11 @@ def evaluate(
     folder = out or (run or pathlib.Path()) / "evaluation"
     _write(scores, folder, "scores.png")
     typer.echo(f"wrote {folder / 'scores.json'} and {folder / 'scores.png'}")
+    if probes:
+        read = probe_run(loaded, context=context or loaded.config.evaluation.context, seed=seed)
+        (folder / "probes.json").write_text(read.to_json() + "\n")
+        _print(read.table())
+        typer.echo(f"wrote {folder / 'probes.json'}")
 
 
 @example(
@@ -184,9 +195,13 @@ def report(
 
 def _write(scores: Scores | PlanningScores, folder: pathlib.Path, plot: str) -> None:
     """``scores.json`` and the picture ``plot`` in ``folder``, and the table on the terminal."""
-    from rich.console import Console
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.json").write_text(scores.to_json() + "\n")
     scores.plot(folder / plot)
-    Console(highlight=False).print(scores.table())
+    _print(scores.table())
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(table)

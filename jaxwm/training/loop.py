@@ -28,7 +28,8 @@ from jaxwm.training import run as runs
 from jaxwm.training.checkpoints import Checkpoints, Progress
 from jaxwm.training.console import Reporter, Stopwatch, amount
 from jaxwm.training.interruption import Interrupted, Interruption
-from jaxwm.training.metrics import Metrics, mean_figures
+from jaxwm.training.metrics import FILE as METRICS_FILE
+from jaxwm.training.metrics import Metrics, mean_figures, raised_alarms
 from jaxwm.training.run import Run
 from jaxwm.training.sharding import check_batch, make_mesh, place, put_batch, replicated
 from jaxwm.training.stages import Phase, find_phase, plan_phases
@@ -336,6 +337,8 @@ class _Session:
         means["train/steps_per_second"] = watch.read()
         self.write(step, means)
         self.report.figures(step, phase.stage.name, means["train/loss"], means["train/steps_per_second"])
+        for name in raised_alarms(means):
+            self.report.say(f"step {step}: ALARM: {name} (train/alarm/{name} in {METRICS_FILE})")
 
     def test(self, step: int, state: TrainState, evaluate: Compiled) -> float:
         """The held-out loss, of the averaged parameters where there are any."""

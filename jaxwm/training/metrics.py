@@ -135,6 +135,11 @@ def mean_figures(group: str, figures: Sequence[Mapping[str, Array]]) -> dict[str
     return {f"{group}/{name}": float(np.mean([value[name] for value in values])) for name in values[0]}
 
 
+def raised_alarms(figures: Mapping[str, float]) -> list[str]:
+    """What a model warns of: the metrics ``alarm/NAME`` that were set in more than half of the steps."""
+    return [name.split("alarm/")[1] for name, value in figures.items() if "alarm/" in name and value > 0.5]
+
+
 def read_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``, each a dict with ``step``, ``time`` and what was logged."""
     path = pathlib.Path(run_dir) / FILE

@@ -9,7 +9,7 @@ from rich.console import Console
 from jaxwm.config import TrainingConfig
 from jaxwm.training import read_metrics
 from jaxwm.training.console import Reporter, amount, clock
-from jaxwm.training.metrics import FILE, Metrics
+from jaxwm.training.metrics import FILE, Metrics, raised_alarms
 
 
 def write(run_dir, steps, start=0, **options):
@@ -133,3 +133,8 @@ def test_reporter_is_silent_when_told(capsys):
         report.say("nothing")
         report.figures(5, "joint", 0.25, 2.0)
     assert capsys.readouterr().out == ""
+
+
+def test_alarms_are_those_that_were_set_most_of_the_time():
+    figures = {"train/loss": 9.0, "train/alarm/collapse": 0.9, "train/alarm/overflow": 0.4}
+    assert raised_alarms(figures) == ["collapse"]
