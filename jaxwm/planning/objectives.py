@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 from flax import struct
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jaxwm.imagination import Dream
 from jaxwm.types import Array, Arrays, PyTree, Variables, WorldModel, nearest
@@ -106,6 +106,8 @@ class GoalDistance:
       width: makes a distance d saturate as 1 - exp(-(d / width)^2 / 2) (Deisenroth and Rasmussen 2011): beyond a few
         widths all places are equally bad, so that waiting near the goal, on the wrong side of a wall, is not cheaper
         than the way around. By default distances count as they are.
+      first: of features only so many entries are compared, from the first: the representation of a frame, where a
+        model puts it before its memory of other frames, of which a goal knows nothing. By default all.
     """
 
     space: str = "features"
@@ -113,6 +115,7 @@ class GoalDistance:
     over: Literal["last", "sum", "discounted"] = "sum"
     discount: Discount = 0.95
     width: PositiveFloat | None = None
+    first: PositiveInt | None = None
 
     @property
     def decode(self) -> bool:
@@ -142,7 +145,7 @@ class GoalDistance:
         if self.space == "features":
             if goal.features is None:
                 raise ValueError(f"the goal is known as {sorted(goal.observation)} only, not as features")
-            return dream.features, goal.features
+            return dream.features[..., : self.first], goal.features[..., : self.first]
         assert dream.prediction is not None
         known = [name for name in dream.prediction.observation if name in goal.observation]
         if self.space not in known:

@@ -48,6 +48,7 @@ def test_a_value_follows_the_last_entry():
         (GoalDistance(over="sum"), 5 + 2 + 1),
         (GoalDistance(over="discounted", discount=0.5), 5 + 1 + 0.25),
         (GoalDistance(distance="l1", over="sum"), 7 + 2 + 1),
+        (GoalDistance(over="sum", first=1), 3 + 0 + 1),
         (GoalDistance(over="sum", width=2.0), 3 - np.exp(-25 / 8) - np.exp(-4 / 8) - np.exp(-1 / 8)),
     ],
 )
