@@ -93,9 +93,11 @@ def probe_run(run: Run, episodes: int = 256, context: int = 5, *, length: int | 
     counts = {"train": episodes, "test": run.config.evaluation.episodes}
     sources = {split: runs.matching_split(run.config, run.spec, split, count) for split, count in counts.items()}
     longest = min(int(source.lengths[: counts[split]].max(initial=0)) for split, source in sources.items())
-    if longest <= context:
-        raise ValueError(f"context is {context}, but the longest of these episodes has {longest} steps")
     steps = min(length or longest, longest)
+    if steps <= context:
+        raise ValueError(
+            f"context is {context}, but {steps} steps of an episode are read, of {longest} in the longest"
+        )
     batches = {split: functools.partial(runs.batches, sources[split], counts[split], steps) for split in counts}
     if not next(batches["train"]()).info:
         raise ValueError(
@@ -158,7 +160,7 @@ class Reading:
 
         def standard(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
             x, y = pair
-            x = (x - fitting[0].mean(0)) / (fitting[0].std(0) + 1e-6)
+            x = (x - fitting[0].mean(0)) / _spread(fitting[0])
             return np.pad(x, ((0, 0), (0, 1)), constant_values=1.0), ((y - fitting[1].mean(0)) / _spread(fitting[1]))[
                 :, varies
             ]
@@ -183,7 +185,7 @@ class _Split:
 def _spread(x: np.ndarray) -> np.ndarray:
     """Standard deviations, 1 where there is none."""
     deviation = x.std(0)
-    return np.where(deviation > 0, deviation, 1.0)
+    return np.where(deviation > 1e-6, deviation, 1.0)
 
 
 def fit_linear(reading: Reading, seed: int = 0) -> float:

@@ -184,6 +184,7 @@ class BYOL:
     ) -> Array:
         """Squared distance of the expected unit vector to the target encoder's, 0 to 4."""
         self.spec.check_observation(observation, (keys.shape[0],))
+        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
         expected = self._apply(variables, "foretell", self.predict(variables, keys, state, previous_action).belief)
         return jnp.sum(jnp.square(expected - self._targets(variables, observation)), axis=-1)
 
@@ -247,7 +248,9 @@ class BYOL:
         # Frame t, action t, frame t + 1 and so on; what would lie beyond the window is not real.
         ahead = lambda x, k: jnp.pad(x[:, k:], ((0, 0), (0, min(k, length)), *((0, 0),) * (x.ndim - 2)))  # noqa: E731
         targets = self._targets(variables, batch.observation)
-        inside = batch.has_previous()
+        # What is foretold by an action that is not known is not foretold.
+        known = jnp.pad(batch.action_valid[:, :-1], ((0, 0), (1, 0)))
+        inside = batch.has_previous() & known
 
         def run_on(
             carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]

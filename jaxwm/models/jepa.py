@@ -108,7 +108,8 @@ class JEPA:
       norm: normalisation of hidden layers.
       activation: activation of hidden layers.
       pixels: how the decoder's last layer becomes pixels, ``sigmoid`` or ``linear``.
-      unroll: how many steps ahead every frame predicts, each from the prediction before.
+      unroll: how many steps ahead every frame predicts that has so many others after it in its window, each from the
+        prediction before.
       prediction_scale: squared error of predicted representations.
       variance_scale: hinge that keeps the standard deviation of each dimension at 1.
       covariance_scale: penalty of what two dimensions have in common.
@@ -203,6 +204,7 @@ class JEPA:
     ) -> Array:
         """The mean squared error of the predicted representation."""
         self.spec.check_observation(observation, (keys.shape[0],))
+        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
         expected = self.predict(variables, keys, state, previous_action).latent
         return jnp.mean(jnp.square(expected - self.encode(variables, observation)), axis=-1)
 
@@ -277,8 +279,9 @@ class JEPA:
 
         begin = jax.tree.map(lambda x: x[:, :starts], states)
         _, predicted = jax.lax.scan(step, begin, ahead(batch.action, 0))
-        # Each step of the way must be one within an episode.
-        real = jnp.cumprod(ahead(batch.has_previous(), 1), axis=0) > 0
+        # Each step of the way must be one within an episode, by an action that is known.
+        steps = batch.has_previous()[:, 1:] & batch.action_valid[:, :-1]
+        real = jnp.cumprod(ahead(steps, 0), axis=0) > 0
         return masked_mean(jnp.mean(jnp.square(predicted - ahead(states.latent, 1)), axis=-1), real)
 
     def _inverse_error(

@@ -345,6 +345,7 @@ class VJEPA:
     ) -> Array:
         """The mean absolute error of the predicted patches."""
         self.spec.check_observation(observation, (keys.shape[0],))
+        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
         expected = self.predict(variables, keys, state, previous_action).latent
         return jnp.mean(jnp.abs(expected - self.encode(variables, observation)[0]), axis=(1, 2))
 
@@ -395,10 +396,11 @@ class VJEPA:
             raise ValueError(f"{name} has {images.shape[1]} frames, expected at least tubelet={self.tubelet}")
         clips = images[:, : steps * self.tubelet]
         pixels, places, count = self._tubelets(clips), self._places(steps), math.prod(self.grid)
-        targets = layer_norm(_run(self._encoder, variables["targets"]["encoder"], pixels, places[None]))
+        # Tubelets beyond the end of an episode show nothing.
+        real = jnp.all(batch.valid[:, : steps * self.tubelet].reshape(len(pixels), steps, self.tubelet), axis=-1)
+        everything = jnp.repeat(real, count, axis=1)
+        targets = layer_norm(_run(self._encoder, variables["targets"]["encoder"], pixels, places[None], everything))
         targets = jax.lax.stop_gradient(targets)
-        # A clip that runs over the end of an episode shows what is not there.
-        whole = jnp.all(batch.valid[:, : steps * self.tubelet], axis=1)
         grouped = pixels.reshape(len(pixels), steps, count, -1)
         losses = {}
         for index, (kind, blocks, share) in enumerate(
@@ -414,10 +416,10 @@ class VJEPA:
             times = jnp.arange(steps)[:, None]
             context = grouped[rows, times, order[:, None]].reshape(len(pixels), steps * kept, -1)
             where = places.reshape(steps, count, 3)[times, order[:, None]].reshape(len(pixels), steps * kept, 3)
-            there = jnp.tile(there, (1, steps))
+            there = jnp.tile(there, (1, steps)) & jnp.repeat(real, kept, axis=1)
             seen = _run(self._encoder, variables["params"]["encoder"], context, where, there)
             guess = _run(self._predictor, variables["params"]["predictor"], seen, where, there, places)
-            counts = jnp.tile(hidden, (1, steps)) & whole[:, None]
+            counts = jnp.tile(hidden, (1, steps)) & everything & jnp.any(there, axis=1, keepdims=True)
             losses[f"masked_{kind}"] = masked_mean(jnp.mean(jnp.abs(guess - targets), axis=-1), counts)
         return losses
 
@@ -428,7 +430,7 @@ class VJEPA:
         rows, length = batch.reward.shape
         if length <= self.rollout:
             raise ValueError(f"reward has {length} steps, expected more than rollout={self.rollout}")
-        inside = batch.has_previous()[:, 1:]
+        inside = batch.has_previous()[:, 1:] & batch.action_valid[:, :-1]
         segments = jnp.cumsum(batch.is_first, axis=1)
         following, moved, _ = _run(
             _Dynamics(self), variables["params"]["dynamics"],

@@ -36,9 +36,14 @@ def rotary_angles(positions: Array, size: int) -> Array:
     Args:
       positions: ``[..., axes]`` whole numbers, such as (time, row, column).
       size: of a head.
+
+    Raises:
+      ValueError: a head with fewer pairs than axes, which could not tell one place from another.
     """
     axes = positions.shape[-1]
     share = size // 2 // max(axes, 1)
+    if axes and not share:
+        raise ValueError(f"rotary_angles: a head of {size} has fewer pairs than there are axes, {axes}")
     wanted = _BASE ** (-np.arange(share) / max(share, 1))
     turns = jnp.asarray(np.maximum(np.round(wanted * PERIOD / (2 * math.pi)), 1), jnp.int32)
     phase = (positions.astype(jnp.int32) % PERIOD)[..., None] * turns % PERIOD
@@ -148,7 +153,7 @@ def _attend_with_past(
     """``[B, H, S, D]``: attention to the past and the present as if they lay in one array."""
     past_key, past_value, seen = past
     scale = 1 / math.sqrt(query.shape[-1])
-    logits = lambda keys: jnp.einsum("bhqd,bhkd->bhqk", query, keys).astype(jnp.float32) * scale  # noqa: E731
+    logits = lambda keys: scale * jnp.einsum("bhqd,bhkd->bhqk", query, keys, preferred_element_type=jnp.float32)  # noqa: E731
     before, now = logits(past_key), logits(key)
     before = jnp.where(seen[:, None, None], before, -jnp.inf)
     if mask is not None:

@@ -12,11 +12,9 @@ VECTORS = jaxwm.Spec((jaxwm.Field("vector", (4,), "float32"),), jaxwm.ActionSpec
 
 _SIMPLE = models.FAMILIES["simple"](VECTORS, latent=16, hidden=32)
 _RSSM = dict(deter=32, hidden=16, units=16, stoch=4, classes=4, depth=4, embed=16, free_nats=0.0, blocks=2)
-_JEPA = dict(latent=6, hidden=32, units=16, layers=1, depth=4, unroll=2)
 _MDN_RNN = dict(latent=6, hidden=32, mixtures=2, embed=16, units=32, depth=4, kl_scale=0.01)
 TINY = {
     "simple": models.FAMILIES["simple"](PICTURES, latent=16, hidden=32, depth=4),
-    "simple-vectors": models.FAMILIES["simple"](VECTORS, latent=16, hidden=32),
     "simple-identity": models.FAMILIES["simple"](
         VECTORS, hidden=32, coder="identity", residual=True, frequencies=2, unroll=2
     ),
@@ -27,9 +25,17 @@ TINY = {
     "byol": models.FAMILIES["byol"](
         PICTURES, latent=6, belief=16, hidden=16, units=16, layers=1, depth=4, unroll=2, target_rate=0.1
     ),
-    "jepa": models.FAMILIES["jepa"](PICTURES, **_JEPA),
-    "jepa-memory": models.FAMILIES["jepa"](
-        VECTORS, memory=8, variance_scale=0.0, covariance_scale=0.0, gaussian_scale=0.1, directions=16, **_JEPA
+    "jepa": models.FAMILIES["jepa"](
+        PICTURES,
+        latent=6,
+        memory=8,
+        hidden=32,
+        units=16,
+        layers=1,
+        depth=4,
+        unroll=2,
+        gaussian_scale=0.1,
+        directions=16,
     ),
     "vjepa": models.FAMILIES["vjepa"](
         PICTURES,
@@ -37,6 +43,7 @@ TINY = {
         blocks=1,
         heads=2,
         predictor_width=8,
+        predictor_heads=1,
         predictor_blocks=1,
         dynamics_width=12,
         dynamics_blocks=1,

@@ -78,5 +78,5 @@ def test_a_run_is_probed_with_its_control(toy_run, monkeypatch):
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(found.table())
     assert "position" in console.export_text() and '"untrained"' in found.to_json()
-    with pytest.raises(ValueError, match="context is 500, but the longest"):
+    with pytest.raises(ValueError, match="context is 500, but"):
         probe_run(run, episodes=4, context=500)

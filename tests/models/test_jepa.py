@@ -20,7 +20,8 @@ def broken_clips(spec):
     """Two windows: a new episode begins in the second, the first ends before its end."""
     batch = moving_clips(spec, 2, 6)
     valid = batch.valid.at[0, 5].set(False)
-    return batch.replace(is_first=batch.is_first.at[1, 3].set(True), valid=valid)
+    unknown = batch.action_valid.at[1, 0].set(False)
+    return batch.replace(is_first=batch.is_first.at[1, 3].set(True), valid=valid, action_valid=unknown)
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +45,11 @@ def test_every_frame_predicts_the_representations_of_the_next_ones(given):
         for start in range(4):
             state = jax.tree.map(lambda x: x[row : row + 1, start], seen)  # noqa: B023
             for t in range(start, start + 2):
-                if batch.is_first[row, t + 1] or not batch.valid[row, t + 1]:
+                if batch.is_first[row, t + 1] or not batch.valid[row, t + 1] or not batch.action_valid[row, t]:
                     break
                 state = MODEL.predict(variables, KEYS[:1], state, batch.action[row : row + 1, t])
                 errors.append(np.mean(np.square(state.latent[0] - latent[row, t + 1])))
-    assert len(errors) == 7 + 5
+    assert len(errors) == 7 + 3
     np.testing.assert_allclose(metrics["loss/prediction"], np.mean(errors), rtol=1e-5)
 
 
@@ -73,7 +74,7 @@ def test_slowness_and_inverse_dynamics_look_at_neighbours_of_one_episode(given):
     np.testing.assert_allclose(metrics["loss/similarity"], np.mean(steps), rtol=1e-5)
     read = MODEL._apply(variables, "act_between", jnp.asarray(latent[:, :-1]), jnp.asarray(latent[:, 1:]))
     log_probs = np.asarray(jax.nn.log_softmax(read))
-    cross = [-np.sum(batch.action[row, t] * log_probs[row, t]) for row, t in pairs]
+    cross = [-np.sum(batch.action[row, t] * log_probs[row, t]) for row, t in pairs if (row, t) != (1, 0)]
     np.testing.assert_allclose(metrics["loss/inverse"], np.mean(cross), rtol=1e-5)
 
 

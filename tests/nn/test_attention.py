@@ -137,6 +137,8 @@ def test_wrong_widths_and_lengths_are_refused():
     tokens = jnp.zeros((1, 2, TOKENS, WIDTH))
     with pytest.raises(ValueError, match="width 24 is not divisible by twice the 5 heads"):
         Attention(5).init(jax.random.key(0), tokens[:, 0], jnp.zeros((1, TOKENS, 2)))
+    with pytest.raises(ValueError, match="a head of 4 has fewer pairs than there are axes, 3"):
+        rotary_angles(jnp.zeros((2, 3), jnp.int32), 4)
     with pytest.raises(ValueError, match="conditioned=True, but condition is None"):
         KINDS["joint, steered"].init(jax.random.key(0), tokens)
     with pytest.raises(ValueError, match="2 frames, expected 1"):
