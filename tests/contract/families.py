@@ -10,7 +10,7 @@ PICTURES = jaxwm.Spec(
 )
 VECTORS = jaxwm.Spec((jaxwm.Field("vector", (4,), "float32"),), jaxwm.ActionSpec(3, discrete=True))
 
-_SIMPLE = models.FAMILIES["simple"](VECTORS, latent=16, hidden=32)
+VECTOR_MODEL = models.FAMILIES["simple"](VECTORS, latent=16, hidden=32)
 _RSSM = dict(deter=32, hidden=16, units=16, stoch=4, classes=4, depth=4, embed=16, free_nats=0.0, blocks=2)
 _MDN_RNN = dict(latent=6, hidden=32, mixtures=2, embed=16, units=32, depth=4, kl_scale=0.01)
 TINY = {
@@ -21,7 +21,7 @@ TINY = {
     "rssm": models.FAMILIES["rssm"](PICTURES, **_RSSM),
     "rssm-gaussian": models.FAMILIES["rssm"](VECTORS, recurrent="gru", latent="gaussian", kl_warmup=3, **_RSSM),
     "dreamer": Dreamer(VECTORS, horizon=3, layers=1, prior_layers=1, actor_layers=1, critic_layers=1, **_RSSM),
-    "ensemble": models.FAMILIES["ensemble"](VECTORS, member=_SIMPLE, members=2),
+    "ensemble": models.FAMILIES["ensemble"](VECTORS, member=VECTOR_MODEL, members=2),
     "byol": models.FAMILIES["byol"](
         PICTURES, latent=6, belief=16, hidden=16, units=16, layers=1, depth=4, unroll=2, target_rate=0.1
     ),

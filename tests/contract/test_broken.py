@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from jaxwm import testing
-from tests.contract.families import TINY
+from tests.contract.families import VECTOR_MODEL
 
-SIMPLE = type(TINY["simple-vectors"])
-FIELDS = {field.name: getattr(TINY["simple-vectors"], field.name) for field in dataclasses.fields(SIMPLE)}
+SIMPLE = type(VECTOR_MODEL)
+FIELDS = {field.name: getattr(VECTOR_MODEL, field.name) for field in dataclasses.fields(SIMPLE)}
 
 
 class Deaf(SIMPLE):
@@ -69,8 +69,8 @@ class Stale(SIMPLE):
 @pytest.fixture(scope="module")
 def given():
     key = jax.random.key(0)
-    batch = testing.moving_clips(TINY["simple-vectors"].spec, testing.BATCH, testing.LENGTH)
-    return jax.jit(TINY["simple-vectors"].init)(key, batch), key, batch
+    batch = testing.moving_clips(VECTOR_MODEL.spec, testing.BATCH, testing.LENGTH)
+    return jax.jit(VECTOR_MODEL.init)(key, batch), key, batch
 
 
 @pytest.mark.parametrize(

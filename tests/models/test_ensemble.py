@@ -11,9 +11,9 @@ from jaxwm.config import ConfigError, build_model, parse_config
 from jaxwm.models.ensemble import Ensemble
 from jaxwm.testing import moving_clips
 from jaxwm.types import Prediction
-from tests.contract.families import PICTURES, TINY, VECTORS
+from tests.contract.families import PICTURES, TINY, VECTOR_MODEL, VECTORS
 
-MEMBER = dataclasses.replace(TINY["simple-vectors"], latent=6, hidden=8)
+MEMBER = dataclasses.replace(VECTOR_MODEL, latent=6, hidden=8)
 MODEL = Ensemble(VECTORS, MEMBER, members=3)
 B, T = 2, 4
 
