@@ -84,12 +84,14 @@ class CollectConfig(Section):
 class DataConfig(Section):
     """Where the episodes lie and how windows are cut from them: ``batch`` windows of ``length`` steps each.
 
-    With ``collect`` there is no folder to begin with: an agent lives through its own episodes.
+    With ``frame_skip`` k a step is every k-th frame, and its action the k actions up to the next, side by side. With
+    ``collect`` there is no folder to begin with: an agent lives through its own episodes.
     """
 
     path: str = ""
     batch: PositiveInt = 16
     length: Annotated[int, Field(ge=2)] = 32
+    frame_skip: PositiveInt = 1
     threads: PositiveInt = 2
     prefetch: PositiveInt = 8
     generate: GenerateConfig | None = None
@@ -101,6 +103,8 @@ class DataConfig(Section):
             raise ValueError("path is missing, or collect for an agent that lives through its own episodes")
         if self.collect is not None and self.generate is not None:
             raise ValueError("generate and collect exclude each other")
+        if self.collect is not None and self.frame_skip != 1:
+            raise ValueError("frame_skip is for recorded episodes; an agent repeats its actions (collect.repeat)")
         return self
 
 
@@ -201,7 +205,8 @@ class PlanningConfig(Section):
 
     ``every`` actions are done of each plan before the next one. ``temperature`` 0 imagines the likeliest future, above
     it costs are means over ``particles`` random ones. An episode of ``length`` frames has failed (by default as long
-    as those in ``data.generate``).
+    as those in ``data.generate``). Goals are the world's own, or with ``goal_offset`` what the (first) policy of the
+    data shows so many frames after the start.
     """
 
     solver: SolverConfig
@@ -210,6 +215,7 @@ class PlanningConfig(Section):
     temperature: NonNegativeFloat = 0.0
     particles: PositiveInt = 1
     length: Annotated[int, Field(ge=2)] | None = None
+    goal_offset: PositiveInt | None = None
 
 
 class Config(Section):

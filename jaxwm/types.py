@@ -134,6 +134,20 @@ class Spec:
         """The vectors among the observation, in order."""
         return tuple(field for field in self.observation if not field.is_image)
 
+    def blocked(self, size: int) -> Spec:
+        """The same for steps that take ``size`` actions side by side; bounds are those of each of them.
+
+        Raises:
+          ValueError: discrete actions, of which several are no choice among few.
+        """
+        action = self.action
+        if size == 1:
+            return self
+        if action.discrete:
+            raise ValueError(f"frame_skip is {size}, but a block of discrete actions is no discrete action")
+        low, high = (bound and bound * size for bound in (action.low, action.high))
+        return dataclasses.replace(self, action=ActionSpec(action.dim * size, False, low, high))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON and YAML can hold; `from_dict` is the inverse."""
         fields = lambda group: [[f.name, list(f.shape), f.dtype] for f in group]  # noqa: E731
@@ -165,6 +179,11 @@ class Spec:
     def check_action(self, action: Any, leading: tuple[int, ...], name: str = "action") -> None:
         """Raises ValueError unless ``action`` is float32 with shape ``leading + (dim,)``."""
         _check_array(name, action, (*leading, self.action.dim), "float32")
+
+    def check_step(self, previous_action: Any, observation: Arrays, rows: int) -> None:
+        """Raises ValueError unless these are an action and a frame for each of ``rows`` rows."""
+        self.check_observation(observation, (rows,))
+        self.check_action(previous_action, (rows,), "previous_action")
 
     def check_trajectory(self, trajectory: Trajectory) -> None:
         """Raises ValueError unless every field of ``trajectory`` has the shape and dtype of this spec."""
@@ -263,6 +282,10 @@ class Trajectory(struct.PyTreeNode):
         """``[B, T]`` bool: entry t-1 is in this window and belongs to the same episode as entry t."""
         before = jnp.concatenate([jnp.zeros_like(self.valid[:, :1]), self.valid[:, :-1]], axis=1)
         return self.valid & before & ~self.is_first
+
+    def transitions(self) -> Array:
+        """``[B, T-1]`` bool: entry t+1 follows entry t in the same episode, by an action that is known."""
+        return self.has_previous()[:, 1:] & self.action_valid[:, :-1]
 
 
 class Prediction(struct.PyTreeNode):

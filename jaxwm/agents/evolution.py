@@ -294,7 +294,7 @@ def dream_trials(
 def dream_starts(run: Run, count: int, seed: int = 0, split: str = "train") -> PyTree:
     """The model's states ``[S, ...]`` after the first frame of up to ``count`` episodes of the run's data."""
     data.ensure_dataset(run.config.data)
-    episodes = data.open_episodes(run.config.data.path, split)
+    episodes = data.open_data(run.config.data, split)
     first = data.episode_batch(episodes, range(min(count, len(episodes))), 1)
     first = dataclasses.replace(first, info={})
     return observe_sequence(run.model, run.variables, jax.random.key(seed), first).final_state
@@ -338,12 +338,13 @@ def score_controller(
     scores = {"dream": _try(trials, inputs, alone, dream_key)[0]}
     if run.config.data.generate is not None:
         world = build_world(run.config.data.generate.world)
-        environments = WorldEnvironments(world, settings.horizon + 1)
+        skip = run.config.data.frame_skip
+        environments = WorldEnvironments(world, settings.horizon * skip + 1, skip)
         scores["world"] = play_world(agent, params, world_key, environments, episodes).score
-        scores["random"] = policy_scores(world, random_policy, random_key, settings.horizon, episodes)
+        scores["random"] = policy_scores(world, random_policy, random_key, settings.horizon * skip, episodes)
         return scores
     recorded = read_header(run.config.data.path)["metadata"].get("record")
-    if recorded is not None:
+    if recorded is not None and run.config.data.frame_skip == 1:
         with contextlib.closing(reopen(recorded, min(episodes, 8), settings.horizon + 1)) as gymnasium:
             scores["world"] = play(agent, params, world_key, gymnasium, episodes).score
     return scores

@@ -337,6 +337,13 @@ class Episodes(Sequence[Episode]):
             row[field.name] = {n: a[0] for n, a in value.items()} if field.name in _GROUPS else value[0]
         return Episode(**row)
 
+    def places(self, length: int) -> np.ndarray:
+        """``[N]``: at how many frames of each episode a window of ``length`` steps may begin.
+
+        An episode that is shorter has one such place, its beginning.
+        """
+        return np.maximum(np.asarray(self.lengths, np.int64) - length, 0) + 1
+
     def windows(self, indices: Sequence[int], starts: Sequence[int], length: int) -> Trajectory:
         """One `window` a row, as a `Trajectory` of numpy arrays ``[B, length, ...]``.
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxwm.data.episodes import DataError, Episodes, read_header
+from jaxwm.data.blocks import Blocks
+from jaxwm.data.episodes import DataError, Episodes, open_episodes, read_header
 from jaxwm.types import Spec, Trajectory
 
 if TYPE_CHECKING:
@@ -26,18 +27,15 @@ _ENDLESS = 2**62
 
 
 class WindowSampler:
-    """Draws windows of ``length`` steps, uniform over all places in a split where one fits.
-
-    An episode shorter than ``length`` has one place, its beginning.
+    """Draws windows, uniform over all places in a split where one fits.
 
     Args:
-      lengths: ``[N]`` steps of each episode.
-      length: steps of a window.
+      places: ``[N]``, how many there are in each episode; see `jaxwm.data.Episodes.places`.
       seed: of the draws.
     """
 
-    def __init__(self, lengths: np.ndarray, length: int, seed: int) -> None:
-        self._ends = np.cumsum(np.maximum(np.asarray(lengths, np.int64) - length, 0) + 1)
+    def __init__(self, places: np.ndarray, seed: int) -> None:
+        self._ends = np.cumsum(np.asarray(places, np.int64))
         self._seed = seed
 
     def __call__(self, window: int) -> tuple[int, int]:
@@ -52,7 +50,9 @@ class WindowSampler:
 class _Batches:
     """Random access to the batches that one process loads: what grain reads from."""
 
-    def __init__(self, episodes: Episodes, sampler: WindowSampler, rows: range, batch: int, length: int, start: int):
+    def __init__(
+        self, episodes: Episodes | Blocks, sampler: WindowSampler, rows: range, batch: int, length: int, start: int
+    ):
         self._episodes, self._sampler, self._rows = episodes, sampler, rows
         self._batch, self._length, self._start = batch, length, start
 
@@ -66,7 +66,7 @@ class _Batches:
 
 
 def windows(
-    episodes: Episodes,
+    episodes: Episodes | Blocks,
     *,
     batch: int,
     length: int,
@@ -108,7 +108,7 @@ def windows(
         raise DataError(f"batch {batch} does not divide by the {process_count} processes that share it")
     share = batch // process_count
     rows = range(process_index * share, (process_index + 1) * share)
-    sampler = WindowSampler(episodes.lengths, length, seed)
+    sampler = WindowSampler(episodes.places(length), seed)
     return _iterate(_Batches(episodes, sampler, rows, batch, length, start), threads, prefetch)
 
 
@@ -123,7 +123,7 @@ def _iterate(batches: _Batches, threads: int, prefetch: int) -> Iterator[Traject
         iterator.close()
 
 
-def episode_batch(episodes: Episodes, indices: Sequence[int], length: int, start: int = 0) -> Trajectory:
+def episode_batch(episodes: Episodes | Blocks, indices: Sequence[int], length: int, start: int = 0) -> Trajectory:
     """Steps ``start .. start + length`` of the episodes ``indices``, ``[B, length, ...]`` numpy, for evaluation.
 
     Raises:
@@ -148,8 +148,29 @@ def load_spec(config: Config) -> Spec:
         return environment_spec(config.data.collect)
     if _exists(config.data.path):
         spec: Spec = read_header(config.data.path)["spec"]
-        return spec
-    return _world(config.data).spec
+    else:
+        spec = _world(config.data).spec
+    return _blocked(spec, config.data.frame_skip)
+
+
+def open_data(config: DataConfig, split: str) -> Episodes | Blocks:
+    """The episodes of a split, in blocks of ``frame_skip`` actions.
+
+    Raises:
+      DataError: as `open_episodes`, or discrete actions that cannot be joined.
+    """
+    episodes = open_episodes(config.path, split)
+    if config.frame_skip == 1:
+        return episodes
+    _blocked(episodes.spec, config.frame_skip)
+    return Blocks(episodes, config.frame_skip)
+
+
+def _blocked(spec: Spec, size: int) -> Spec:
+    try:
+        return spec.blocked(size)
+    except ValueError as error:
+        raise DataError(f"data.{error}") from None
 
 
 def ensure_dataset(config: DataConfig, log: Callable[[str], None] | None = None) -> None:

@@ -57,7 +57,7 @@ class VideoCallback:
     def _load(self, config: Config) -> Trajectory | None:
         """The episodes to predict; the horizon is cut to what they are long enough for."""
         try:
-            source = data.open_episodes(config.data.path, "test")
+            source = data.open_data(config.data, "test")
         except data.DataError:
             return None
         settings = config.evaluation

@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxwm.data.generate import find_policy
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.evaluation import clips
 from jaxwm.evaluation.scores import style_axes
-from jaxwm.planning import SOLVERS, Goal, PlanningAgent, PlanningMemory, PlanningParams, encode_goal
+from jaxwm.planning import SOLVERS, PlanningAgent, PlanningMemory, PlanningParams, encode_goal
 from jaxwm.types import Array, Arrays, PyTree, Variables, nearest
-from jaxwm.worlds.base import GoalWorld
+from jaxwm.worlds.base import GoalWorld, Policy, World, clip_action, random_policy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -150,6 +151,7 @@ def evaluate_planning(
     *,
     batch: int = 32,
     objective_params: PyTree = None,
+    goals: Goals | None = None,
     shown: int = 4,
 ) -> Planned:
     """Plays ``episodes`` episodes with ``agent`` and measures success, score and time.
@@ -165,17 +167,21 @@ def evaluate_planning(
       episodes: how many.
       batch: how many at once.
       objective_params: parameters of the objective.
+      goals: where the goals come from; by default the world's own.
       shown: how many to keep for the video.
 
     Raises:
-      ValueError: a count below 1, or a world that shows or takes other things than the model knows.
+      ValueError: a count below 1, goals in a world that has none, or a world that shows or takes other things than
+        the model knows.
     """
     if min(episodes, batch, shown) < 1:
         raise ValueError(f"episodes={episodes}, batch={batch}, shown={shown}: expected at least 1 each")
+    if goals is not None and not isinstance(environments.world, GoalWorld):
+        raise ValueError("goals by offset are for worlds with goals")
     if environments.spec != agent.spec:
         raise ValueError("the world shows or takes other things than those that the model was made for")
     batch = min(batch, episodes)
-    rounds = [_play(agent, variables, key, environments, start, batch, objective_params, shown)
+    rounds = [_play(agent, variables, key, environments, start, batch, objective_params, goals, shown)
               for start in range(0, episodes, batch)]  # fmt: skip
     join = lambda name: np.concatenate([getattr(part, name) for part in rounds])[:episodes]  # noqa: E731
     succeeded, solved, score, length = (join(name) for name in ("succeeded", "solved", "score", "length"))
@@ -203,6 +209,39 @@ def evaluate_planning(
 
 
 @dataclasses.dataclass(frozen=True)
+class Goals:
+    """Goals as in recorded episodes: what is seen ``offset`` frames later, if somebody acts by ``policy``.
+
+    The usual protocol of planning from offline data (DINO-WM, arXiv:2411.04983): every goal can be reached, in that
+    many frames or fewer.
+
+    Args:
+      offset: frames from start to goal.
+      policy: who acts on the way.
+
+    Raises:
+      ValueError: ``offset`` is below 1.
+    """
+
+    offset: int
+    policy: Policy = random_policy
+
+    def __post_init__(self) -> None:
+        if self.offset < 1:
+            raise ValueError(f"the offset of goals is {self.offset}, expected at least 1 frame")
+
+    def reach(self, world: World, key: Array, state: PyTree) -> PyTree:
+        """The state ``offset`` frames after ``state``; both are unbatched."""
+
+        def frame(state: PyTree, key: Array) -> tuple[PyTree, None]:
+            policy_key, step_key = jax.random.split(key)
+            action = clip_action(world.spec.action, self.policy(world, policy_key, state))
+            return world.step(step_key, state, action).state, None
+
+        return jax.lax.scan(frame, state, jax.random.split(key, self.offset))[0]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Round:
     """One batch of episodes: what `_play` measured."""
 
@@ -224,11 +263,12 @@ def _play(
     start: int,
     batch: int,
     objective_params: PyTree,
+    goals: Goals | None,
     shown: int,
 ) -> _Round:
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(batch))
-    world_state, step = _reset(environments, row_keys)
-    goal = _goal(agent, environments, variables, row_keys, world_state.physical)
+    world_state, step, wanted = _reset(environments, goals, row_keys)
+    goal = None if wanted is None else encode_goal(agent.model, variables, row_keys, wanted)
     params = PlanningParams(variables, goal, objective_params)
     memory = agent.init(batch)
     # Compiled outside of the clock.
@@ -257,17 +297,6 @@ def _play(
     return _Round(succeeded, solved, score, length, plan_times, sum(times), np.concatenate(costs), stacked)
 
 
-def _goal(
-    agent: PlanningAgent, environments: WorldEnvironments, variables: Variables, keys: Array, physical: PyTree
-) -> Goal | None:
-    """What is seen in the goals of a `GoalWorld`, as the model encodes it."""
-    if not isinstance(environments.world, GoalWorld):
-        return None
-    world = environments.world
-    observation = jax.jit(jax.vmap(lambda state: world.observation(world.goal_state(state))))(physical)
-    return encode_goal(agent.model, variables, keys, observation)
-
-
 def _solved(environments: WorldEnvironments, physical: PyTree) -> np.ndarray:
     if not isinstance(environments.world, GoalWorld):
         return np.zeros(jax.tree.leaves(physical)[0].shape[0], bool)
@@ -279,9 +308,19 @@ def _is_solved(environments: WorldEnvironments, physical: PyTree) -> Array:
     return jax.vmap(cast("GoalWorld", environments.world).is_solved)(physical)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _reset(environments: WorldEnvironments, keys: Array) -> Any:
-    return environments.reset(keys)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _reset(environments: WorldEnvironments, goals: Goals | None, keys: Array) -> tuple[Any, Any, Arrays | None]:
+    """The worlds at their start, what they show, and what is seen in the goals of a `GoalWorld`."""
+    state, step = environments.reset(keys)
+    world = environments.world
+    if not isinstance(world, GoalWorld):
+        return state, step, None
+    see = jax.vmap(world.observation)
+    if goals is None:
+        return state, step, see(jax.vmap(world.goal_state)(state.physical))
+    reached = jax.vmap(functools.partial(goals.reach, world))(_at(keys, jnp.int32(0), 2), state.physical)
+    physical = jax.vmap(world.with_goal)(state.physical, reached)
+    return state.replace(physical=physical), step.replace(observation=see(physical)), see(reached)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -303,7 +342,7 @@ def _act(
 
 
 def _at(keys: Array, t: Array, stream: int) -> Array:
-    """The keys of step ``t``: ``stream`` 0 for the world, 1 for the agent."""
+    """The keys of step ``t``: ``stream`` 0 for the world, 1 for the agent, 2 for goals."""
     return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, t), stream))(keys)
 
 
@@ -380,9 +419,13 @@ def plan_run(run: Run, episodes: int = 64, *, batch: int = 32, seed: int = 0, sh
       ConfigError: a planner that cannot be.
     """
     agent = planning_agent(run)
-    environments = run_environments(run)
+    environments, settings = run_environments(run), run.config.planning
+    goals = None
+    if settings is not None and settings.goal_offset is not None:
+        names = run.config.data.generate.policy if run.config.data.generate is not None else "random"
+        goals = Goals(settings.goal_offset, find_policy(environments.world, names.split("+")[0].strip()))
     return evaluate_planning(
-        agent, run.variables, jax.random.key(seed), environments, episodes, batch=batch, shown=shown
+        agent, run.variables, jax.random.key(seed), environments, episodes, batch=batch, goals=goals, shown=shown
     )
 
 
@@ -401,4 +444,4 @@ def run_environments(run: Run) -> WorldEnvironments:
             "data.generate is missing: planning is scored in the simulated world of a run, and its episodes are others"
         )
     length = settings.length if settings is not None and settings.length is not None else source.length
-    return WorldEnvironments(build_world(source.world), cast("int", length))
+    return WorldEnvironments(build_world(source.world), cast("int", length), data.frame_skip)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from jaxwm.training import Run
 
+Read = tuple[list[np.ndarray], dict[str, list[np.ndarray]]]
+"""Features and truth as `read_features` returns them."""
 RIDGES = tuple(10.0**k for k in range(-7, 2))
 """Penalties of the linear probe; the best on the validation episodes is taken."""
 _HIDDEN, _BATCH, _STEPS, _ROUNDS = 128, 256, 100, 20
@@ -106,20 +108,17 @@ def probe_run(run: Run, episodes: int = 256, context: int = 5, *, length: int | 
     fresh = jax.jit(run.model.init)(jax.random.key(seed + 1), example_batch(run.spec, 1, 2))
     found = []
     for variables in (run.variables, fresh):
-        train, train_truth = read_features(run.model, variables, batches["train"](), context, seed)
-        test, test_truth = read_features(run.model, variables, batches["test"](), context, seed)
-        scores = {}
-        for name in train_truth:
-            reading = Reading(train, train_truth[name], test, test_truth[name])
-            scores[name] = {kind: fit(reading, seed) for kind, fit in KINDS.items()}
-        # What never changes can't be read from anything.
-        found.append({name: score for name, score in scores.items() if np.isfinite(score["linear"])})
-    return Probes(found[0], found[1], test[0].shape[-1], sum(len(part) for part in test), context)
+        read = {split: read_features(run.model, variables, batches[split](), context, seed) for split in batches}
+        reading = divide(read["train"], read["test"])
+        scores = {kind: fit(reading, seed) for kind, fit in KINDS.items()}
+        found.append({name: {kind: score[name] for kind, score in scores.items()} for name in reading.truth})
+    frames, features = reading.features.testing.shape
+    return Probes(found[0], found[1], features - 1, frames, context)
 
 
 def read_features(
     model: WorldModel, variables: Variables, batches: Iterable[Trajectory], context: int, seed: int = 0
-) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+) -> Read:
     """Features ``[frames, F]`` and truth ``{quantity: [frames, D]}``, both as lists with an entry for each episode."""
     features: list[np.ndarray] = []
     truth: dict[str, list[np.ndarray]] = {}
@@ -139,85 +138,85 @@ def _observe(model: WorldModel, variables: Variables, key: Array, batch: Traject
     return observe_sequence(model, variables, key, batch).features
 
 
+class Purposes(NamedTuple):
+    """Arrays ``[frames, ...]``: of training episodes to fit on and others to choose by, of held-out ones to score."""
+
+    fitting: np.ndarray
+    choosing: np.ndarray
+    testing: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Features to read from and truth to be read, as lists with an array ``[frames, ...]`` for each episode."""
+    """What there is to read from and to be read, standardised by the frames to fit on.
 
-    train: list[np.ndarray]
-    train_truth: list[np.ndarray]
-    test: list[np.ndarray]
-    test_truth: list[np.ndarray]
+    Attributes:
+      features: ``[frames, F + 1]``, the last a column of ones.
+      truth: ``{quantity: [frames, D]}``, the numbers of each that vary; quantities without any are left out.
+    """
 
-    def split(self) -> _Split:
-        """Standardised, every fifth training episode kept for choosing; the numbers that vary in both splits."""
-        kept = [index for index in range(len(self.train)) if index % 5 == 4] or [0]
-        rest = [index for index in range(len(self.train)) if index not in kept] or [0]
-        join = lambda parts, which: np.concatenate([parts[index] for index in which]).astype(np.float32)  # noqa: E731
-        everything = range(len(self.test))
-        fitting, choosing = ((join(self.train, part), join(self.train_truth, part)) for part in (rest, kept))
-        testing = join(self.test, everything), join(self.test_truth, everything)
-        varies = (np.var(fitting[1], axis=0) > 1e-10) & (np.var(testing[1], axis=0) > 1e-10)
+    features: Purposes
+    truth: dict[str, Purposes]
 
-        def standard(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-            x, y = pair
-            x = (x - fitting[0].mean(0)) / _spread(fitting[0])
-            return np.pad(x, ((0, 0), (0, 1)), constant_values=1.0), ((y - fitting[1].mean(0)) / _spread(fitting[1]))[
-                :, varies
-            ]
-
-        return _Split(standard(fitting), standard(choosing), standard(testing))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Split:
-    """Features with a column of ones, and truth, for each purpose."""
-
-    fitting: tuple[np.ndarray, np.ndarray]
-    choosing: tuple[np.ndarray, np.ndarray]
-    testing: tuple[np.ndarray, np.ndarray]
-
-    def score(self, predicted: np.ndarray) -> float:
-        """R^2 on the test frames, a mean over the numbers."""
-        truth = self.testing[1]
+    def score(self, name: str, predicted: np.ndarray) -> float:
+        """R^2 on the held-out frames, a mean over the numbers of the quantity."""
+        truth = self.truth[name].testing
         return float(np.mean(1.0 - np.mean(np.square(predicted - truth), axis=0) / np.var(truth, axis=0)))
 
 
-def _spread(x: np.ndarray) -> np.ndarray:
-    """Standard deviations, 1 where there is none."""
-    deviation = x.std(0)
-    return np.where(deviation > 1e-6, deviation, 1.0)
+def divide(train: Read, test: Read) -> Reading:
+    """Every fifth training episode is for choosing; no episode is torn apart."""
+    count = len(train[0])
+    kept = [index for index in range(count) if index % 5 == 4] or [0]
+    rest = [index for index in range(count) if index not in kept] or [0]
+
+    def purposes(training: list[np.ndarray], held_out: list[np.ndarray]) -> Purposes:
+        parts = [training[index] for index in rest], [training[index] for index in kept], held_out
+        fitting, choosing, testing = (np.concatenate(part).astype(np.float32) for part in parts)
+        mean, spread = fitting.mean(0), fitting.std(0)
+        spread = np.where(spread > 1e-6, spread, 1.0)
+        return Purposes(*((part - mean) / spread for part in (fitting, choosing, testing)))
+
+    features = Purposes(*(np.pad(x, ((0, 0), (0, 1)), constant_values=1.0) for x in purposes(train[0], test[0])))
+    truth = {}
+    for name, values in train[1].items():
+        numbers = purposes(values, test[1][name])
+        varies = (np.var(numbers.fitting, axis=0) > 1e-8) & (np.var(numbers.testing, axis=0) > 1e-8)
+        if varies.any():
+            truth[name] = Purposes(*(part[:, varies] for part in numbers))
+    return Reading(features, truth)
 
 
-def fit_linear(reading: Reading, seed: int = 0) -> float:
-    """R^2 of ridge regression, its penalty chosen on the episodes kept for that; NaN where nothing varies."""
+def fit_linear(reading: Reading, seed: int = 0) -> dict[str, float]:
+    """R^2 of ridge regression by quantity, the penalty of each chosen on the episodes kept for that."""
     del seed
-    data = reading.split()
-    if not data.testing[1].size:
-        return float("nan")
-    x, y = (part.astype(np.float64) for part in data.fitting)
-    gram, moment = x.T @ x, x.T @ y
-    candidates = [np.linalg.solve(gram + ridge * len(x) * np.eye(len(gram)), moment) for ridge in RIDGES]
-    errors = [np.mean(np.square(data.choosing[0] @ weights - data.choosing[1])) for weights in candidates]
-    return data.score(data.testing[0] @ candidates[int(np.argmin(errors))])
+    x = reading.features.fitting.astype(np.float64)
+    sizes, axes = np.linalg.eigh(x.T @ x)
+    choosing, testing = reading.features.choosing @ axes, reading.features.testing @ axes
+    scores = {}
+    for name, truth in reading.truth.items():
+        moment = axes.T @ (x.T @ truth.fitting)
+        candidates = [moment / (sizes + ridge * len(x))[:, None] for ridge in RIDGES]
+        errors = [np.mean(np.square(choosing @ weights - truth.choosing)) for weights in candidates]
+        scores[name] = reading.score(name, testing @ candidates[int(np.argmin(errors))])
+    return scores
 
 
-def fit_mlp(reading: Reading, seed: int = 0) -> float:
-    """R^2 of an MLP with two hidden layers, as it was when it did best on the episodes kept for that; or NaN."""
-    data = reading.split()
-    if not data.testing[1].size:
-        return float("nan")
-    probe = _Probe(data.fitting[1].shape[1])
-    key = jax.random.key(seed)
-    params = probe.init(key, data.fitting[0][:1])
-    best, state = params, _OPTIMIZER.init(params)
-    best_error = np.inf
-    for index in range(_ROUNDS):
-        params, state, error = _improve(
-            probe, params, state, jax.random.fold_in(key, index), data.fitting, data.choosing
-        )
-        if error < best_error:
-            best, best_error = params, float(error)
-    return data.score(np.asarray(jax.jit(probe.apply)(best, data.testing[0])))
+def fit_mlp(reading: Reading, seed: int = 0) -> dict[str, float]:
+    """R^2 of an MLP with two hidden layers for each quantity, as it was when it did best on the episodes for that."""
+    features, scores = reading.features, {}
+    for name, truth in reading.truth.items():
+        probe = _Probe(truth.fitting.shape[1])
+        key = jax.random.key(seed)
+        params = probe.init(key, features.fitting[:1])
+        best, best_error, state = params, np.inf, _OPTIMIZER.init(params)
+        fitting, choosing = (features.fitting, truth.fitting), (features.choosing, truth.choosing)
+        for index in range(_ROUNDS):
+            params, state, error = _improve(probe, params, state, jax.random.fold_in(key, index), fitting, choosing)
+            if error < best_error:
+                best, best_error = params, float(error)
+        scores[name] = reading.score(name, np.asarray(jax.jit(probe.apply)(best, features.testing)))
+    return scores
 
 
 class _Probe(nn.Module):
@@ -250,5 +249,5 @@ def _improve(
     return params, state, loss(params, *choosing)
 
 
-KINDS: dict[str, Callable[[Reading, int], float]] = {"linear": fit_linear, "mlp": fit_mlp}
+KINDS: dict[str, Callable[[Reading, int], dict[str, float]]] = {"linear": fit_linear, "mlp": fit_mlp}
 """The kinds of probes by name."""

@@ -88,8 +88,9 @@ def open_split(config: Config, split: str, count: int) -> Episodes:
       DataError: there are none, and the configuration does not say how to simulate them.
     """
     if os.path.isdir(config.data.path) or config.data.generate is None:
-        return data.open_episodes(config.data.path, split)
-    return SimulatedEpisodes(config, split, count)
+        return data.open_data(config.data, split)
+    episodes = SimulatedEpisodes(config, split, count)
+    return data.Blocks(episodes, config.data.frame_skip) if config.data.frame_skip > 1 else episodes
 
 
 def batches(episodes: Episodes, count: int, length: int, batch: int = 16) -> Iterator[Trajectory]:

@@ -9,7 +9,6 @@ and heads that send no gradient back make it visible.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -19,9 +18,9 @@ from flax import struct
 from pydantic import Field, PositiveInt
 
 from jaxwm.models import register
-from jaxwm.models.base import masked_mean
+from jaxwm.models.base import make_encoder, masked_mean, scan_time
 from jaxwm.models.heads import Looked, OnlookerHeads, onlooker_losses, predicted
-from jaxwm.nn import MLP, Encoder, GRUCell, Linear
+from jaxwm.nn import MLP, GRUCell, Linear
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.representation import watch_collapse
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
@@ -43,8 +42,7 @@ class _Networks(nn.Module):
     def setup(self) -> None:
         c = self.config
         style: dict[str, Any] = dict(norm=c.norm, activation=c.activation, dtype=c.compute_dtype)
-        coder: dict[str, Any] = dict(depth=c.depth, units=c.units, layers=c.layers, kind=c.coder, **style)
-        self.encoder = Encoder(c.spec, embed=c.latent, **coder)
+        self.encoder = make_encoder(c, c.latent, c.units, linear=True)
         self.closed_cell = GRUCell(c.belief, dtype=c.compute_dtype)
         self.open_cell = GRUCell(c.belief, dtype=c.compute_dtype)
         self.predictor_hidden = MLP(c.hidden, 1, **style)
@@ -153,8 +151,7 @@ class BYOL:
         condition: Arrays | None = None,
     ) -> BYOLState:
         """The belief after this frame."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         latent = self._apply(variables, "encode", observation)
         return BYOLState(self._see(variables, state.belief, latent, previous_action, is_first))
 
@@ -183,8 +180,7 @@ class BYOL:
         condition: Arrays | None = None,
     ) -> Array:
         """Squared distance of the expected unit vector to the target encoder's, 0 to 4."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         expected = self._apply(variables, "foretell", self.predict(variables, keys, state, previous_action).belief)
         return jnp.sum(jnp.square(expected - self._targets(variables, observation)), axis=-1)
 
@@ -198,8 +194,8 @@ class BYOL:
         beliefs, errors, real = self._errors(variables, batch)
         self_prediction = masked_mean(errors, real)
 
-        foretold = self._apply(variables, "foretell", beliefs)
-        features = jnp.concatenate([foretold, beliefs], axis=-1)
+        watched = self._half_imagined(variables, keys, batch, beliefs)
+        features = jnp.concatenate([self._apply(variables, "foretell", watched), watched], axis=-1)
         heads = onlooker_losses(self._apply(variables, "look", features), batch)
         total = self_prediction + sum(heads.values(), jnp.zeros(()))
         metrics = {f"loss/{name}": value for name, value in ({"self_prediction": self_prediction} | heads).items()}
@@ -241,16 +237,12 @@ class BYOL:
             belief = self._see(variables, belief, latent, previous_action, is_first)
             return belief, belief
 
-        swap = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
-        inputs = swap((latents, batch.previous_actions(), batch.is_first))
-        beliefs = jnp.swapaxes(jax.lax.scan(see, start.belief, inputs)[1], 0, 1)
+        _, beliefs = scan_time(see, start.belief, (latents, batch.previous_actions(), batch.is_first))
 
         # Frame t, action t, frame t + 1 and so on; what would lie beyond the window is not real.
         ahead = lambda x, k: jnp.pad(x[:, k:], ((0, 0), (0, min(k, length)), *((0, 0),) * (x.ndim - 2)))  # noqa: E731
         targets = self._targets(variables, batch.observation)
-        # What is foretold by an action that is not known is not foretold.
-        known = jnp.pad(batch.action_valid[:, :-1], ((0, 0), (1, 0)))
-        inside = batch.has_previous() & known
+        inside = jnp.pad(batch.transitions(), ((0, 0), (1, 0)))
 
         def run_on(
             carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]
@@ -266,6 +258,17 @@ class BYOL:
         _, (errors, real) = jax.lax.scan(run_on, (beliefs, batch.valid), given)
         here = self._distance(variables, beliefs, targets)
         return beliefs, jnp.concatenate([here[None], errors]), jnp.concatenate([batch.valid[None], real])
+
+    def _half_imagined(self, variables: Variables, keys: Array, batch: Trajectory, beliefs: Array) -> Array:
+        """Beliefs ``[B, T, belief]`` for the heads, which are asked about seen and about imagined ones.
+
+        In about half of the windows those of ``beliefs``; in the others those that the action before leads to without
+        the frame itself, wherever there is one.
+        """
+        reached = self._apply(variables, "run_on", beliefs[:, :-1], batch.action[:, :-1])
+        reached = jnp.where(batch.transitions()[..., None], reached, beliefs[:, 1:])
+        imagined = jnp.concatenate([beliefs[:, :1], reached], axis=1)
+        return jnp.where(jax.vmap(jax.random.bernoulli)(keys)[:, None, None], imagined, beliefs)
 
     def _distance(self, variables: Variables, beliefs: Array, targets: Array) -> Array:
         return jnp.sum(jnp.square(self._apply(variables, "foretell", beliefs) - targets), axis=-1)

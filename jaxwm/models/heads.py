@@ -15,7 +15,11 @@ from jaxwm.types import Array, Prediction, Spec, Trajectory
 
 
 class OnlookerHeads(nn.Module):
-    """Decoder, reward and continuation on features that get no gradient from them."""
+    """Decoder, reward and continuation on features that get no gradient from them.
+
+    Their gradient is still part of the whole: a clip of its global norm lets what a picture costs slow down the
+    representation. AGC, which clips each parameter for itself, does not.
+    """
 
     spec: Spec
     depth: int

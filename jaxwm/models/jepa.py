@@ -9,7 +9,6 @@ SIGReg (Balestriero & LeCun 2025, arXiv:2511.08544). A decoder and heads that se
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -19,9 +18,9 @@ from flax import struct
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from jaxwm.models import register
-from jaxwm.models.base import masked_mean
+from jaxwm.models.base import make_encoder, masked_mean, scan_time
 from jaxwm.models.heads import Looked, OnlookerHeads, onlooker_losses, predicted
-from jaxwm.nn import MLP, Encoder, GRUCell, Linear
+from jaxwm.nn import MLP, GRUCell, Linear
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.representation import covariance_penalty, sketched_gaussianity, variance_hinge, watch_collapse
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
@@ -45,8 +44,7 @@ class _Networks(nn.Module):
     def setup(self) -> None:
         c = self.config
         style: dict[str, Any] = dict(norm=c.norm, activation=c.activation, dtype=c.compute_dtype)
-        coder: dict[str, Any] = dict(depth=c.depth, units=c.units, layers=c.layers, kind=c.coder, **style)
-        self.encoder = Encoder(c.spec, embed=c.latent, **coder)
+        self.encoder = make_encoder(c, c.latent, c.units, linear=True)
         if c.memory:
             self.cell = GRUCell(c.memory, dtype=c.compute_dtype)
         self.hidden = MLP(c.hidden, 2, **style)
@@ -172,8 +170,7 @@ class JEPA:
         condition: Arrays | None = None,
     ) -> JEPAState:
         """The representation of this frame, and what is remembered of those before it."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         memory = self._apply(variables, "remember", state.memory, state.latent, previous_action)
         return JEPAState(self.encode(variables, observation), jnp.where(is_first[:, None], 0.0, memory))
 
@@ -203,8 +200,7 @@ class JEPA:
         condition: Arrays | None = None,
     ) -> Array:
         """The mean squared error of the predicted representation."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         expected = self.predict(variables, keys, state, previous_action).latent
         return jnp.mean(jnp.square(expected - self.encode(variables, observation)), axis=-1)
 
@@ -229,7 +225,7 @@ class JEPA:
             "variance": variance_hinge(latent, batch.valid),
             "covariance": covariance_penalty(latent, batch.valid),
             "similarity": masked_mean(jnp.mean(jnp.square(neighbours[1] - neighbours[0]), axis=-1), inside),
-            "inverse": self._inverse_error(variables, batch, neighbours, inside),
+            "inverse": self._inverse_error(variables, batch, neighbours),
         }
         if self.gaussian_scale:
             terms["gaussian"] = sketched_gaussianity(keys[0], latent, batch.valid, self.directions)
@@ -263,9 +259,8 @@ class JEPA:
             memory = jnp.where(is_first[:, None], 0.0, memory)
             return (memory, now), memory
 
-        swap = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
-        inputs = swap((latent, batch.previous_actions(), batch.is_first))
-        return swap(jax.lax.scan(step, (start.memory, start.latent), inputs)[1])
+        inputs = (latent, batch.previous_actions(), batch.is_first)
+        return scan_time(step, (start.memory, start.latent), inputs)[1]
 
     def _prediction_error(self, variables: Variables, batch: Trajectory, states: JEPAState) -> Array:
         """Mean squared error of the representations 1 to ``unroll`` steps after each frame."""
@@ -280,15 +275,12 @@ class JEPA:
         begin = jax.tree.map(lambda x: x[:, :starts], states)
         _, predicted = jax.lax.scan(step, begin, ahead(batch.action, 0))
         # Each step of the way must be one within an episode, by an action that is known.
-        steps = batch.has_previous()[:, 1:] & batch.action_valid[:, :-1]
-        real = jnp.cumprod(ahead(steps, 0), axis=0) > 0
+        real = jnp.cumprod(ahead(batch.transitions(), 0), axis=0) > 0
         return masked_mean(jnp.mean(jnp.square(predicted - ahead(states.latent, 1)), axis=-1), real)
 
-    def _inverse_error(
-        self, variables: Variables, batch: Trajectory, neighbours: tuple[Array, Array], inside: Array
-    ) -> Array:
+    def _inverse_error(self, variables: Variables, batch: Trajectory, neighbours: tuple[Array, Array]) -> Array:
         """Cross entropy in nats of a discrete action, squared error of another on the scale -1..1."""
-        known = inside & batch.action_valid[:, :-1]
+        known = batch.transitions()
         read = self._apply(variables, "act_between", *neighbours).astype(jnp.float32)
         done = self.spec.action.normalise(batch.action[:, :-1])
         if self.spec.action.discrete:

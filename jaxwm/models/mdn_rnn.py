@@ -21,7 +21,7 @@ from flax import struct
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from jaxwm.models import register
-from jaxwm.models.base import make_coders, masked_mean, temperature_of
+from jaxwm.models.base import make_decoder, make_encoder, masked_mean, temperature_of
 from jaxwm.nn import Bernoulli, Linear, LSTMCell, Normal, NormalMixture
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
@@ -52,7 +52,8 @@ class _Networks(nn.Module):
     def setup(self) -> None:
         c = self.config
         linear = functools.partial(Linear, dtype=c.compute_dtype)
-        self.encoder, self.decoder = make_coders(c, c.embed, c.units)
+        self.encoder = make_encoder(c, c.embed, c.units)
+        self.decoder = make_decoder(c, c.units, c.background)
         self.posterior = linear(2 * c.latent)
         self.memory = LSTMCell(c.hidden, dtype=c.compute_dtype)
         self.mixture = linear(c.mixtures * (2 * c.latent + c.choices))
@@ -193,8 +194,7 @@ class MDNRNN:
         condition: Arrays | None = None,
     ) -> MDNRNNState:
         """The frame as the encoder sees it, beside a memory that has not; an episode begins with an empty memory."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         hidden, cell = self._remember(variables, state, previous_action)
         empty = is_first[:, None]
         latent = self._apply(variables, "encode", observation).sample(keys, temperature_of(condition))
@@ -237,8 +237,7 @@ class MDNRNN:
         condition: Arrays | None = None,
     ) -> Array:
         """Minus the log density of the frame's latent (the mean that the encoder gives) under the mixture, in nats."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         hidden, _ = self._remember(variables, state, previous_action)
         latent = self._apply(variables, "encode", observation).location
         return -self._apply(variables, "expect", hidden).log_prob(latent)
@@ -295,7 +294,7 @@ class MDNRNN:
         _, hidden = jax.lax.scan(step, start, inputs)
         hidden = jnp.swapaxes(hidden, 0, 1)  # entry t predicts the frame at t + 1
 
-        follows = batch.has_previous()[:, 1:]
+        follows = batch.transitions()
         reward, done = self._apply(variables, "outcome", hidden)
         ends = batch.is_terminal[:, 1:].astype(jnp.float32)
         weight = jnp.where(batch.is_terminal[:, 1:], self.done_weight, 1.0)

@@ -22,7 +22,7 @@ from flax import struct
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from jaxwm.models import register
-from jaxwm.models.base import make_coders, masked_mean, temperature_of
+from jaxwm.models.base import make_decoder, make_encoder, masked_mean, scan_time, temperature_of
 from jaxwm.nn import MLP, Bernoulli, BlockGRU, GRUCell, Linear, Normal, OneHot, TwoHot
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.layers import activate, normalise
@@ -56,7 +56,8 @@ class _Networks(nn.Module):
         mlp = functools.partial(MLP, norm=c.norm, activation=c.activation, dtype=c.compute_dtype)
         linear = functools.partial(Linear, dtype=c.compute_dtype)
         parameters = c.stoch * (2 if c.latent == "gaussian" else c.classes)
-        self.encoder, self.decoder = make_coders(c, c.embed, c.units)
+        self.encoder = make_encoder(c, c.embed, c.units)
+        self.decoder = make_decoder(c, c.units, c.background)
         self.cell: Any = (
             GRUCell(c.deter, dtype=c.compute_dtype)
             if c.recurrent == "gru"
@@ -255,8 +256,7 @@ class RSSM:
         condition: Arrays | None = None,
     ) -> RSSMState:
         """The posterior; see `jaxwm.types.WorldModel.observe`."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         embed = self._apply(variables, "embed", observation)
         return self._observe(variables, keys, state, previous_action, embed, is_first, temperature_of(condition))
 
@@ -293,8 +293,7 @@ class RSSM:
         condition: Arrays | None = None,
     ) -> Array:
         """KL(posterior ‖ prior) in nats: Bayesian surprise, what the frame told that the memory had not known."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         deter = self._apply(variables, "advance", state, previous_action)
         posterior = self._apply(variables, "posterior", deter, self._apply(variables, "embed", observation))
         return posterior.kl(self._apply(variables, "prior", deter))
@@ -312,16 +311,14 @@ class RSSM:
 
         def step(state: RSSMState, inputs: tuple[Array, ...]) -> tuple[RSSMState, RSSMState]:
             t, previous_action, embed, is_first = inputs
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+            step_keys = jax.vmap(jax.random.fold_in)(keys, t)
             state = self._observe(variables, step_keys, state, previous_action, embed, is_first)
             return state, state
 
-        swap = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
-        times = jnp.arange(batch.reward.shape[1])
-        inputs = (times, *swap((previous_actions, embeds, batch.is_first)))
-        start = self.init_state(batch.reward.shape[0]) if batch.initial_state is None else batch.initial_state
-        _, states = jax.lax.scan(step, start, inputs)
-        states = swap(states)
+        rows, length = batch.reward.shape
+        times = jnp.broadcast_to(jnp.arange(length), (rows, length))
+        start = self.init_state(rows) if batch.initial_state is None else batch.initial_state
+        _, states = scan_time(step, start, (times, previous_actions, embeds, batch.is_first))
 
         prior, posterior = self._apply(variables, "prior", states.deter), states.belief
         dynamics = jax.lax.stop_gradient(posterior).kl(prior)

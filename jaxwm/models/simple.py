@@ -17,7 +17,7 @@ from flax import linen as nn
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from jaxwm.models import register
-from jaxwm.models.base import make_coders, masked_mean
+from jaxwm.models.base import make_decoder, make_encoder, masked_mean
 from jaxwm.nn import MLP, Linear
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.distributions import SymlogSquaredError
@@ -33,7 +33,8 @@ class _Networks(nn.Module):
     def setup(self) -> None:
         c = self.config
         if c.coder != "identity":
-            self.encoder, self.decoder = make_coders(c, c.latent_size, c.hidden)
+            self.encoder = make_encoder(c, c.latent_size, c.hidden)
+            self.decoder = make_decoder(c, c.hidden, c.background)
         self.hidden = MLP(c.hidden, 2, norm=c.norm, activation=c.activation, dtype=c.compute_dtype)
         self.next_latent = Linear(c.latent_size, dtype=c.compute_dtype)
         self.reward = Linear(1, dtype=c.compute_dtype)
@@ -151,8 +152,7 @@ class SimpleWorldModel:
         condition: Arrays | None = None,
     ) -> Array:
         """The latent of this frame; what came before it is forgotten."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         return self.encode(variables, observation)
 
     def predict(
@@ -181,8 +181,7 @@ class SimpleWorldModel:
         condition: Arrays | None = None,
     ) -> Array:
         """The prediction's mean squared error, as in the loss."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         heads, _ = self._apply(variables, "heads", self.predict_next(variables, state, previous_action))
         return sum(self._errors(heads, observation).values(), jnp.zeros(keys.shape[0]))
 
@@ -211,7 +210,7 @@ class SimpleWorldModel:
         predicted = jnp.moveaxis(latents, 0, 2)
         heads, reward = self._apply(variables, "heads", predicted)
         # Each step of the way must be one within an episode.
-        real = jnp.cumprod(ahead(batch.has_previous(), 1), axis=2) > 0
+        real = jnp.cumprod(ahead(batch.transitions(), 0), axis=2) > 0
         errors = self._errors(heads, {name: ahead(x, 1) for name, x in batch.observation.items()})
         errors["reward"] = jnp.square(reward - ahead(batch.reward, 0))
         metrics = {f"loss/{name}": masked_mean(error, real) for name, error in errors.items()}

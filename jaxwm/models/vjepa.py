@@ -116,10 +116,11 @@ class _MaskPredictor(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, context: Array, places: Array, seen: Array, wanted: Array) -> Array:
+    def __call__(self, context: Array, places: Array, seen: Array, wanted: Array, real: Array) -> Array:
         """Context ``[B, K, C]`` at ``places`` ``[B, K, 3]``, of which ``seen`` ``[B, K]`` are there; to ``[B, S, C]``.
 
-        ``wanted`` ``[S, 3]`` are all places of the clip; at each stands a mask token, which is read afterwards.
+        ``wanted`` ``[S, 3]`` are all places of the clip; at each stands a mask token, which is read afterwards. Those
+        that are not ``real`` ``[B, S]``, beyond the end of an episode, are seen by no other.
         """
         rows, count = len(context), len(wanted)
         mask_token = self.param("mask_token", nn.initializers.zeros_init(), (self.width,), jnp.float32)
@@ -127,7 +128,7 @@ class _MaskPredictor(nn.Module):
         empty = jnp.broadcast_to(mask_token.astype(self.dtype), (rows, count, self.width))
         positions = jnp.concatenate([places, jnp.broadcast_to(wanted, (rows, *wanted.shape))], axis=1)
         trunk = TokenTransformer(self.blocks, self.heads, dtype=self.dtype, name="trunk")
-        there = jnp.concatenate([seen, jnp.ones((rows, count), bool)], axis=1)
+        there = jnp.concatenate([seen, real], axis=1)
         out = trunk(jnp.concatenate([tokens, empty], axis=1), positions, there)[:, -count:]
         return Linear(self.outputs, dtype=self.dtype, name="outputs")(out).astype(jnp.float32)
 
@@ -283,7 +284,7 @@ class VJEPA:
         decoder = start_from_mean_frame(heads["decoder"], self.spec, batch, self.pixels)
         params = {
             "encoder": encoder,
-            "predictor": self._predictor.init(keys[1], latent, places[None], seen, places)["params"],
+            "predictor": self._predictor.init(keys[1], latent, places[None], seen, places, seen)["params"],
             "dynamics": _Dynamics(self).init(
                 keys[2], latent[:, None], jnp.zeros((1, 1, self.vector_size)), batch.action[:1, :1]
             )["params"],
@@ -312,8 +313,7 @@ class VJEPA:
         condition: Arrays | None = None,
     ) -> VJEPAState:
         """The patches of this frame; the one before goes into the ring, with the action that was done in it."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         cache = self._step(variables, state, previous_action)[2]
         latent, vectors = self.encode(variables, observation)
         return VJEPAState(latent, vectors, jnp.ones_like(state.known), cache.forget(is_first | ~state.known))
@@ -344,13 +344,14 @@ class VJEPA:
         condition: Arrays | None = None,
     ) -> Array:
         """The mean absolute error of the predicted patches."""
-        self.spec.check_observation(observation, (keys.shape[0],))
-        self.spec.check_action(previous_action, (keys.shape[0],), "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         expected = self.predict(variables, keys, state, previous_action).latent
         return jnp.mean(jnp.abs(expected - self.encode(variables, observation)[0]), axis=(1, 2))
 
     def loss(self, variables: Variables, keys: Array, batch: Trajectory, stage: str) -> tuple[Array, Aux]:
         """The loss of ``stage``, and those of the heads; in ``Aux.states`` are the patches ``[B, T, N, width]``.
+
+        A window is seen for itself: what may lie before it, ``batch.initial_state``, has no effect.
 
         Raises:
           ValueError: the windows are shorter than a tubelet, or not longer than ``rollout``.
@@ -418,7 +419,7 @@ class VJEPA:
             where = places.reshape(steps, count, 3)[times, order[:, None]].reshape(len(pixels), steps * kept, 3)
             there = jnp.tile(there, (1, steps)) & jnp.repeat(real, kept, axis=1)
             seen = _run(self._encoder, variables["params"]["encoder"], context, where, there)
-            guess = _run(self._predictor, variables["params"]["predictor"], seen, where, there, places)
+            guess = _run(self._predictor, variables["params"]["predictor"], seen, where, there, places, everything)
             counts = jnp.tile(hidden, (1, steps)) & everything & jnp.any(there, axis=1, keepdims=True)
             losses[f"masked_{kind}"] = masked_mean(jnp.mean(jnp.abs(guess - targets), axis=-1), counts)
         return losses
@@ -430,7 +431,7 @@ class VJEPA:
         rows, length = batch.reward.shape
         if length <= self.rollout:
             raise ValueError(f"reward has {length} steps, expected more than rollout={self.rollout}")
-        inside = batch.has_previous()[:, 1:] & batch.action_valid[:, :-1]
+        inside = batch.transitions()
         segments = jnp.cumsum(batch.is_first, axis=1)
         following, moved, _ = _run(
             _Dynamics(self), variables["params"]["dynamics"],

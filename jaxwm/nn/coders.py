@@ -176,7 +176,9 @@ class Encoder(nn.Module):
     """Encodes a raw observation: an image encoder for each image, one vector encoder for all vectors.
 
     With one part its output is the embedding (a world of vectors alone and ``units == embed`` gives DreamerV3's
-    encoder exactly); several parts are joined by a dense layer.
+    encoder exactly); several parts are joined by a dense layer. That of vectors alone ends in an activation, and with
+    ``linear`` in a dense layer, as all others do: a representation that is to have a certain distribution must be able
+    to take any value.
     """
 
     spec: Spec
@@ -188,6 +190,7 @@ class Encoder(nn.Module):
     norm: Norm = "rms"
     activation: Activation = "silu"
     dtype: DTypeLike = jnp.float32
+    linear: bool = False
 
     @nn.compact
     def __call__(self, observation: Arrays) -> Array:
@@ -205,7 +208,7 @@ class Encoder(nn.Module):
             vectors = [observation[field.name].astype(jnp.float32) for field in self.spec.vectors]
             joined = jnp.concatenate(vectors, axis=-1)
             parts.append(VectorEncoder(self.embed, self.units, self.layers, name="vectors", **style)(joined))
-        if len(parts) == 1:
+        if len(parts) == 1 and (self.spec.images or not self.linear):
             return parts[0]
         return Linear(self.embed, dtype=self.dtype, name="join")(jnp.concatenate(parts, axis=-1))
 

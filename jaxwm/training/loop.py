@@ -117,7 +117,7 @@ def train(
 
         # ------------------------------------------------------------------------------------------------- data
         data.ensure_dataset(config.data, log=report.say)
-        episodes = data.open_episodes(config.data.path, "train")
+        episodes = data.open_data(config.data, "train")
         held_out = _held_out(config, report)
 
         # ------------------------------------------------------------------------------------------------ state
@@ -172,7 +172,7 @@ def _begin(
     key: Array,
     mesh: Mesh,
     report: Reporter,
-    episodes: data.Episodes,
+    episodes: data.Episodes | data.Blocks,
 ) -> tuple[TrainState, Phase]:
     """A fresh state, with the parameters of another run where ``training.init_from`` names one."""
     phase, settings = phases[0], config.training
@@ -189,7 +189,7 @@ def _held_out(config: Config, report: Reporter) -> list[Trajectory]:
     if not config.training.evaluate_every:
         return []
     try:
-        episodes = data.open_episodes(settings.path, "test")
+        episodes = data.open_data(settings, "test")
     except data.DataError as error:
         report.say(f"no held-out loss, and so no best checkpoint: {error}")
         return []
@@ -198,7 +198,7 @@ def _held_out(config: Config, report: Reporter) -> list[Trajectory]:
         return [next(batches) for _ in range(-(-config.evaluation.episodes // settings.batch))]
 
 
-def _windows(config: Config, episodes: data.Episodes, start: int) -> Generator[Trajectory]:
+def _windows(config: Config, episodes: data.Episodes | data.Blocks, start: int) -> Generator[Trajectory]:
     """This process's rows of the batches of steps ``start``, ``start + 1``, ..."""
     settings = config.data
     windows = data.windows(
@@ -246,7 +246,7 @@ class _Session:
     path: pathlib.Path
     model: WorldModel
     mesh: Mesh
-    episodes: data.Episodes
+    episodes: data.Episodes | data.Blocks
     held_out: Sequence[Trajectory]
     row_key: Array
     test_key: Array

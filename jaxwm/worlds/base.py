@@ -71,6 +71,10 @@ class GoalWorld(World, Protocol):
         """A state of the same episode in which it is solved; its ``observation`` is the goal to be shown."""
         ...
 
+    def with_goal(self, state: PyTree, reached: PyTree) -> PyTree:
+        """``state`` with the goal to bring about what is so in ``reached``, a state of the same episode."""
+        ...
+
     def is_solved(self, state: PyTree) -> Array:
         """Scalar bool: the goal is reached."""
         ...

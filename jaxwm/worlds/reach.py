@@ -274,6 +274,10 @@ class Reach:
             touches=jnp.zeros((), jnp.int32),
         )
 
+    def with_goal(self, state: ReachState, reached: ReachState) -> ReachState:
+        """The goal is where the puck is in ``reached``, or the tip."""
+        return dataclasses.replace(state, goal=reached.puck if self._has_puck else self.tip(reached))
+
     def is_solved(self, state: ReachState) -> Array:
         """Whether puck or tip has reached the goal."""
         return self._distance(state) <= self.goal_radius

@@ -145,6 +145,10 @@ class Rooms:
         """The same rooms with the dot at rest in the middle of the goal."""
         return dataclasses.replace(state, position=state.goal, velocity=jnp.zeros(2))
 
+    def with_goal(self, state: RoomsState, reached: RoomsState) -> RoomsState:
+        """The goal is where the dot is in ``reached``."""
+        return dataclasses.replace(state, goal=reached.position)
+
     def is_solved(self, state: RoomsState) -> Array:
         """Whether the dot has reached the goal."""
         return jnp.linalg.norm(state.position - state.goal) <= self.goal_radius

@@ -12,7 +12,7 @@ import jax
 from jaxwm.testing import check_devices, check_sharding, moving_clips, BATCH, LENGTH
 from tests.contract.families import TINY
 assert jax.local_device_count() == 8
-for name in ("simple", "rssm"):
+for name in ("simple", "rssm", "jepa"):
     model, key = TINY[name], jax.random.key(0)
     batch = moving_clips(model.spec, BATCH, LENGTH)
     variables = jax.jit(model.init)(key, batch)

@@ -15,8 +15,9 @@ from jaxwm import cli
 from jaxwm.config import ConfigError
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.evaluation import control, evaluate_planning, wilson_interval
-from jaxwm.evaluation.control import configure_planning, plan_run, planning_agent
+from jaxwm.evaluation.control import Goals, configure_planning, plan_run, planning_agent
 from jaxwm.planning import CEM, ICEM, MPPI, GoalDistance, PlanningAgent, RandomShooting, Reward, Weighted
+from jaxwm.worlds import Bounce, Rooms
 from tests.planning.point import SPEC, VARIABLES, Plane, Point
 
 KEY = jax.random.key(0)
@@ -98,13 +99,37 @@ def test_who_does_nothing_fails():
 
 
 def test_another_world_is_refused():
-    from jaxwm.worlds import Rooms
-
     agent = PlanningAgent(Point(), Reward(), RandomShooting(2, samples=1))
     with pytest.raises(ValueError, match="other things than those that the model was made for"):
         evaluate_planning(agent, VARIABLES, KEY, WorldEnvironments(Rooms(), 5), 1)
     with pytest.raises(ValueError, match="episodes=0"):
         evaluate_planning(agent, VARIABLES, KEY, WorldEnvironments(Plane(), 5), 0)
+
+
+def to_the_right(world, key, state):
+    """Full speed along x."""
+    return jnp.array([1.0, 0.0])
+
+
+def test_goals_may_be_what_a_policy_reaches():
+    world = Rooms(observe="state", goal_radius=0.03)
+    keys = jax.random.split(KEY, 5)
+    state, step, wanted = control._reset(WorldEnvironments(world, 9), Goals(3, to_the_right), keys)
+    for row in range(5):
+        reached = start = jax.tree.map(lambda x: x[row], state.physical)  # noqa: B023
+        for t in range(3):
+            reached = world.step(jax.random.key(t), reached, jnp.array([1.0, 0.0])).state
+        np.testing.assert_allclose(start.goal, reached.position, atol=1e-6)
+        np.testing.assert_allclose(wanted["position"][row], reached.position, atol=1e-6)
+        np.testing.assert_allclose(step.observation["goal"][row], reached.position, atol=1e-6)
+        assert np.linalg.norm(start.position - start.goal) > 0.01
+    _, _, own = control._reset(WorldEnvironments(world, 9), None, keys)
+    assert np.abs(own["position"] - wanted["position"]).max() > 0.1
+    with pytest.raises(ValueError, match="expected at least 1 frame"):
+        Goals(0)
+    agent = PlanningAgent(Point(), GoalDistance("position"), CEM(4))
+    with pytest.raises(ValueError, match="for worlds with goals"):
+        evaluate_planning(agent, VARIABLES, KEY, WorldEnvironments(Bounce(size=8), 5), 4, goals=Goals(2))
 
 
 def test_a_run_that_says_nothing_of_planning_plans_for_reward(toy_run):

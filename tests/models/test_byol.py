@@ -7,6 +7,7 @@ import pytest
 
 from jaxwm.imagination import observe_sequence
 from jaxwm.models.byol import BYOL, BYOLState
+from jaxwm.nn.layers import symlog
 from jaxwm.testing import moving_clips
 from tests.contract.families import VECTORS
 
@@ -96,6 +97,33 @@ def test_the_target_follows_slowly_and_gets_no_gradient(given):
     ):
         np.testing.assert_allclose(moved, 0.75 * slow + 0.25 * fast, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(after["error"], 0.375 + 0.25 * aux.metrics["loss/self_prediction"], rtol=1e-5)
+
+
+def test_the_heads_learn_of_seen_and_of_imagined_beliefs(given):
+    """By how they would score if half of the windows, by the keys, were seen and the others one action ahead."""
+    variables, batch = given
+    seen = observe_sequence(MODEL, variables, jax.random.key(0), batch, return_states=True).states
+    imagined, predict = seen.belief, jax.jit(MODEL.predict)
+    for row in range(2):
+        for t in range(1, 6):
+            if batch.valid[row, t] and not batch.is_first[row, t]:
+                before = jax.tree.map(lambda x: x[row : row + 1, t - 1], seen)  # noqa: B023
+                after = predict(variables, KEYS[:1], before, batch.action[row : row + 1, t - 1])
+                imagined = imagined.at[row, t].set(after.belief[0])
+    for keys in (jax.random.split(jax.random.key(seed), 2) for seed in range(64)):
+        coins = [bool(jax.random.bernoulli(key)) for key in keys]
+        if coins == [True, False]:
+            break
+    assert coins == [True, False]
+    mixed = jnp.stack([imagined[0], seen.belief[1]])
+    errors = []
+    for row in range(2):
+        for t in range(6):
+            if batch.valid[row, t]:
+                seen_there = MODEL.decode(variables, BYOLState(mixed[row : row + 1, t])).observation["vector"][0]
+                errors.append(np.sum(np.square(symlog(seen_there) - symlog(batch.observation["vector"][row, t]))))
+    metrics = MODEL.loss(variables, keys, batch, "train")[1].metrics
+    np.testing.assert_allclose(metrics["loss/vector"], np.mean(errors), rtol=1e-4)
 
 
 def test_a_window_goes_on_with_the_belief_that_it_is_given(given):

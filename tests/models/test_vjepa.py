@@ -118,6 +118,35 @@ def test_what_is_cut_out_is_not_seen_by_the_context_encoder(given):
         assert losses(jnp.where(hidden, images, 255 - images))[name] != whole[name]
 
 
+def test_the_masked_loss_is_that_of_the_visible_patches_alone(given):
+    """Each clip by itself, with what is cut out really gone instead of masked; a tubelet beyond the end is no part."""
+    variables, batch = given
+    batch = batch.replace(valid=batch.valid.at[0, 5].set(False))
+    encoder, predictor = MODEL._encoder, MODEL._predictor
+    pixels, places = MODEL._tubelets(batch.observation["image"]), MODEL._places(3)
+    found = jax.jit(lambda v: MODEL._masked_losses(v, KEYS, batch))(variables)
+
+    @jax.jit
+    def guess_and_targets(clip, seen, there, where):
+        params = variables["params"]
+        context = encoder.apply({"params": params["encoder"]}, seen, there)
+        everywhere = (jnp.ones(there.shape[:2], bool), where, jnp.ones((1, len(where)), bool))
+        guess = predictor.apply({"params": params["predictor"]}, context, there, *everywhere)
+        return guess[0], layer_norm(encoder.apply({"params": variables["targets"]["encoder"]}, clip, where[None]))[0]
+
+    for index, (name, count, share) in enumerate((("masked_short", 8, 0.15), ("masked_long", 2, 0.7))):
+        errors = []
+        for row, steps in ((0, 2), (1, 3)):
+            clip, where = pixels[row : row + 1, : 4 * steps], places[: 4 * steps]
+            hidden = np.asarray(draw_blocks(jax.random.fold_in(KEYS[row], index), MODEL.grid, count, share))
+            hidden = np.tile(hidden.reshape(-1), steps)
+            if hidden.all():
+                continue  # from nothing, nothing is foretold
+            guess, targets = guess_and_targets(clip, clip[:, ~hidden], where[~hidden][None], where)
+            errors.append(np.mean(np.abs(guess - targets), axis=-1)[hidden])
+        np.testing.assert_allclose(found[name], np.mean(np.concatenate(errors)), rtol=1e-4)
+
+
 def test_targets_follow_only_in_pretraining_and_get_no_gradient(given):
     variables, batch = given
     gradient, aux = jax.jit(jax.grad(lambda v: MODEL.loss(v, KEYS, batch, "pretrain"), has_aux=True))(variables)

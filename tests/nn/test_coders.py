@@ -176,6 +176,16 @@ def test_vectors_alone_need_no_joining_layer():
     assert list(random_variables(Encoder(VECTORS, 8, **SMALL), _observation(1))["params"]) == ["vectors"]
 
 
+def test_a_linear_encoder_can_say_anything_of_vectors_too():
+    observation = {name: 1e3 * value for name, value in _observation(64).items()}
+    for linear in (False, True):
+        encoder = Encoder(VECTORS, 8, linear=linear, **SMALL)
+        out = encoder.apply(random_variables(encoder, observation), observation)
+        assert (float(out.min()) < -0.5) == linear, "an activation has a floor"
+    encoder = Encoder(PICTURES, 8, linear=True, **SMALL)
+    assert list(random_variables(encoder, _observation(1))["params"]) == ["image_image"]
+
+
 def test_pixels_may_be_linear():
     variables = random_variables(Decoder(PICTURES, **SMALL), jnp.zeros((1, 5)))
     features = jax.random.normal(KEY, (1, 5))
