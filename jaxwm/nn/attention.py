@@ -110,12 +110,29 @@ Entries = tuple[tuple[Array, Array], ...]
 """Keys and values ``[B, R, H, 1, M, D]`` of one frame, for each block."""
 
 
+def size_of_heads(width: int, heads: int, size: int | None) -> int:
+    """``size``, or that of heads which are together as wide as the tokens.
+
+    Raises:
+      ValueError: heads of odd size, whose entries have no pairs, or a width that they do not divide.
+    """
+    if size is None and width % (2 * heads):
+        raise ValueError(f"Attention: width {width} is not divisible by twice the {heads} heads")
+    if size is not None and size % 2:
+        raise ValueError(f"Attention: head_size is {size}, expected an even number")
+    return size or width // heads
+
+
 class Attention(nn.Module):
-    """Self-attention with rotary positions, normalised queries and keys, and memories of the past if there are any."""
+    """Self-attention with rotary positions, normalised queries and keys, and memories of the past if there are any.
+
+    Heads have ``head_size`` entries, by default such that all of them are as wide as the tokens.
+    """
 
     heads: int
     output_scale: float = 1.0
     dtype: DTypeLike = jnp.float32
+    head_size: int | None = None
 
     @nn.compact
     def __call__(
@@ -130,10 +147,9 @@ class Attention(nn.Module):
           past: keys and values ``[B, H, P, D]`` of tokens before, and ``[B, P]`` which of them are seen.
         """
         rows, length, width = x.shape
-        if width % (2 * self.heads):
-            raise ValueError(f"Attention: width {width} is not divisible by twice the {self.heads} heads")
-        size = width // self.heads
-        mixed = Linear(3 * width, dtype=self.dtype, name="inputs")(x).reshape(rows, length, 3, self.heads, size)
+        size = size_of_heads(width, self.heads, self.head_size)
+        mixed = Linear(3 * self.heads * size, dtype=self.dtype, name="inputs")(x)
+        mixed = mixed.reshape(rows, length, 3, self.heads, size)
         query = rotate(RMSNorm(dtype=self.dtype, name="query_norm")(mixed[:, :, 0]), angles)
         key = rotate(RMSNorm(dtype=self.dtype, name="key_norm")(mixed[:, :, 1]), angles)
         value = mixed[:, :, 2]
@@ -144,7 +160,7 @@ class Attention(nn.Module):
         if past is not None:
             found = jnp.swapaxes(_attend_with_past(query, key, value, mask, past), 1, 2)
         output = Linear(width, self.output_scale, dtype=self.dtype, name="output")
-        return output(found.reshape(rows, length, width)), key, value
+        return output(found.reshape(rows, length, self.heads * size)), key, value
 
 
 def _attend_with_past(
@@ -176,7 +192,8 @@ class FrameTransformer(nn.Module):
         tokens); otherwise to all tokens of all frames at once.
       conditioned: each block is steered by a condition, as in DiT (Peebles & Xie 2023, arXiv:2212.09748): shifts,
         scales and gates, all zero at first.
-      expansion: of the MLP's hidden layer.
+      hidden: width of the MLP's hidden layer; by default four times that of the tokens.
+      head_size: see `Attention`.
     """
 
     blocks: int
@@ -185,7 +202,8 @@ class FrameTransformer(nn.Module):
     positions: tuple[tuple[int, int], ...] | None = None
     factorised: bool = False
     conditioned: bool = False
-    expansion: int = 4
+    hidden: int | None = None
+    head_size: int | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -217,7 +235,7 @@ class FrameTransformer(nn.Module):
         if not self.factorised:
             here = jnp.broadcast_to(places, (*time.shape, *places.shape))
             where = jnp.concatenate([where, here], axis=-1)
-        size = width // self.heads
+        size = size_of_heads(width, self.heads, self.head_size)
         angles = rotary_angles(where, size).reshape(where.shape[0], length * members, size // 2)
         inside = rotary_angles(places[None], size)
         quiet = 1 / math.sqrt(self.blocks * (3 if self.factorised else 2))
@@ -225,7 +243,9 @@ class FrameTransformer(nn.Module):
         x = tokens.astype(self.dtype)
         for index in range(self.blocks):
             past = None if cache is None else (cache.keys[index], cache.values[index], cache.seen())
-            block = _Block(self.heads, quiet, self.factorised, self.expansion, self.dtype, name=f"block_{index}")
+            block = _Block(
+                self.heads, self.head_size, quiet, self.factorised, self.hidden, self.dtype, name=f"block_{index}"
+            )
             x, entry = block(x, angles, inside, mask, condition, past)
             entries.append(entry)
         return RMSNorm(dtype=self.dtype, name="norm")(x), tuple(entries)
@@ -233,7 +253,8 @@ class FrameTransformer(nn.Module):
     def init_cache(self, rows: int, count: int, width: int) -> Cache:
         """An empty cache for ``rows`` videos of frames with ``count`` tokens of ``width``."""
         groups, members = (count, 1) if self.factorised else (1, count)
-        shape = (rows, groups, self.heads, self.window, members, width // self.heads)
+        size = size_of_heads(width, self.heads, self.head_size)
+        shape = (rows, groups, self.heads, self.window, members, size)
         empty = tuple(jnp.zeros(shape, self.dtype) for _ in range(self.blocks))
         zeros = jnp.zeros(rows, jnp.int32)
         return Cache(empty, empty, zeros, zeros)
@@ -247,9 +268,10 @@ class FrameTransformer(nn.Module):
 
 class _Block(nn.Module):
     heads: int
+    head_size: int | None
     output_scale: float
     factorised: bool
-    expansion: int
+    hidden: int | None
     dtype: DTypeLike
 
     @nn.compact
@@ -278,7 +300,7 @@ class _Block(nn.Module):
             return x + gate * part(normed * (1 + scale) + shift)
 
         def space(x: Array) -> Array:
-            attention = Attention(self.heads, self.output_scale, self.dtype, name="space")
+            attention = Attention(self.heads, self.output_scale, self.dtype, self.head_size, name="space")
             return attention(x.reshape(rows * length, count, width), inside)[0].reshape(x.shape)
 
         entry: list[Array] = []
@@ -290,17 +312,17 @@ class _Block(nn.Module):
             before = None
             if past is not None:
                 keys, values, seen = past
-                flat = (rows * groups, self.heads, -1, width // self.heads)
+                flat = (rows * groups, self.heads, -1, keys.shape[-1])
                 before = keys.reshape(flat), values.reshape(flat), each(jnp.repeat(seen, members, axis=1))
             among = None if mask is None else each(jnp.repeat(jnp.repeat(mask, members, axis=1), members, axis=2))
-            out, keys, values = Attention(self.heads, self.output_scale, self.dtype, name="time")(
+            out, keys, values = Attention(self.heads, self.output_scale, self.dtype, self.head_size, name="time")(
                 series.reshape(rows * groups, length * members, width), each(angles), among, before
             )
-            kept = (rows, groups, self.heads, length, members, width // self.heads)
+            kept = (rows, groups, self.heads, length, members, keys.shape[-1])
             entry.extend([keys.reshape(kept), values.reshape(kept)])
             return out.reshape(rows, groups, length, members, width).swapaxes(1, 2).reshape(x.shape)
 
-        mlp = _FeedForward(self.expansion, self.output_scale, self.dtype, name="mlp")
+        mlp = _FeedForward(self.hidden, self.output_scale, self.dtype, name="mlp")
         if self.factorised:
             x = residual("space", x, space)
         x = residual("mlp", residual("time", x, time), mlp)
@@ -317,7 +339,6 @@ class TokenTransformer(nn.Module):
 
     blocks: int
     heads: int
-    expansion: int = 4
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -338,16 +359,17 @@ class TokenTransformer(nn.Module):
             normed = RMSNorm(dtype=self.dtype, name=f"attention_norm_{index}")(x)
             x += Attention(self.heads, quiet, self.dtype, name=f"attention_{index}")(normed, angles, mask)[0]
             normed = RMSNorm(dtype=self.dtype, name=f"mlp_norm_{index}")(x)
-            x += _FeedForward(self.expansion, quiet, self.dtype, name=f"mlp_{index}")(normed)
+            x += _FeedForward(None, quiet, self.dtype, name=f"mlp_{index}")(normed)
         return RMSNorm(dtype=self.dtype, name="norm")(x)
 
 
 class _FeedForward(nn.Module):
-    expansion: int
+    hidden: int | None
     output_scale: float
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        hidden = activate("silu", Linear(self.expansion * x.shape[-1], dtype=self.dtype, name="hidden")(x))
+        hidden = Linear(self.hidden or 4 * x.shape[-1], dtype=self.dtype, name="hidden")(x)
+        hidden = activate("silu", hidden)
         return Linear(x.shape[-1], self.output_scale, dtype=self.dtype, name="output")(hidden)

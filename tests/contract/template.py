@@ -64,8 +64,7 @@ class ResidualModel:
         return jnp.zeros((batch_size, self.latent))
 
     def observe(self, variables, keys, state, previous_action, observation, is_first, condition=None):
-        self.spec.check_observation(observation, keys.shape)  # before anything is compiled
-        self.spec.check_action(previous_action, keys.shape, "previous_action")
+        self.spec.check_step(previous_action, observation, keys.shape[0])  # before anything is compiled
         return self._apply(variables, "encode", self._join(observation))
 
     def predict(self, variables, keys, state, action, condition=None):
@@ -80,6 +79,7 @@ class ResidualModel:
         return Prediction({field.name: part for field, part in zip(self.spec.vectors, parts, strict=True)})
 
     def surprise(self, variables, keys, state, previous_action, observation, condition=None):
+        self.spec.check_step(previous_action, observation, keys.shape[0])
         expected = self.decode(variables, self.predict(variables, keys, state, previous_action)).observation
         return jnp.mean(jnp.square(self._join(expected) - self._join(observation)), axis=-1)
 
@@ -89,7 +89,7 @@ class ResidualModel:
         latents = self._apply(variables, "encode", vectors)
         # action[t] leads from t to t+1: the last one is void, and so is a step across two episodes.
         following = self._apply(variables, "step", latents[:, :-1], self.spec.action.normalise(batch.action[:, :-1]))
-        real = batch.has_previous()[:, 1:]
+        real = batch.transitions()
         errors = jnp.mean(jnp.square(self._apply(variables, "decode", following) - vectors[:, 1:]), axis=-1)
         error = jnp.sum(jnp.where(real, errors, 0.0)) / jnp.maximum(jnp.sum(real), 1)
         return error, Aux({"loss/vectors": error})

@@ -53,6 +53,59 @@ def test_every_frame_predicts_the_representations_of_the_next_ones(given):
     np.testing.assert_allclose(metrics["loss/prediction"], np.mean(errors), rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def attentive(given):
+    """A model that attends to two frames before the last one, none of whose parameters is zero."""
+    model = JEPA(
+        VECTORS, latent=6, history=2, blocks=2, heads=1, head_size=4, hidden=8, units=8, layers=1, unroll=3
+    )  # fmt: skip
+    variables = jax.jit(model.init)(jax.random.key(0), given[1])
+    shaken = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), variables)
+    return model, shaken
+
+
+def test_attention_predicts_every_frame_from_its_history_and_the_first_ones_further(given, attentive):
+    """By single steps of `observe` and `predict`, through the ring of keys and values."""
+    (model, variables), (_, batch) = attentive, given
+    _, metrics = losses(model, variables, batch)
+    latent = model.encode(variables, batch.observation)
+    seen = observe_sequence(model, variables, jax.random.key(0), batch, return_states=True).states
+    predict = jax.jit(model.predict)
+    errors = []
+    for row in range(2):
+        for start in range(5):
+            state = jax.tree.map(lambda x: x[row : row + 1, start], seen)  # noqa: B023
+            for t in range(start, start + 3 if start == 0 else start + 1):
+                if batch.is_first[row, t + 1] or not batch.valid[row, t + 1] or not batch.action_valid[row, t]:
+                    break
+                state = predict(variables, KEYS[:1], state, batch.action[row : row + 1, t])
+                errors.append(np.mean(np.square(state.latent[0] - latent[row, t + 1])))
+    assert len(errors) == (3 + 3) + (0 + 3)
+    np.testing.assert_allclose(metrics["loss/prediction"], np.mean(errors), rtol=1e-4)
+
+
+def test_each_block_of_attention_sees_so_many_frames_and_no_more(given, attentive):
+    (model, variables), (_, batch) = attentive, given
+    batch = batch.replace(is_first=jnp.zeros_like(batch.is_first).at[:, 0].set(True))
+    action = batch.action[:, 5]
+
+    def foretold(change):
+        vector = batch.observation["vector"] + jnp.array(change)[:, None]
+        seen = observe_sequence(model, variables, KEYS[0], batch.replace(observation={"vector": vector})).final_state
+        return model.predict(variables, KEYS, seen, action).latent[1]
+
+    as_it_is = foretold([0.0] * 6)
+    np.testing.assert_array_equal(foretold([1.0, 0, 0, 0, 0, 0]), as_it_is)
+    assert np.abs(foretold([0, 1.0, 0, 0, 0, 0]) - as_it_is).max() > 1e-5, "two blocks with two frames each"
+
+
+def test_memory_and_history_exclude_each_other():
+    with pytest.raises(ValueError, match="memory=4 and history=2 exclude each other"):
+        dataclasses.replace(MODEL, history=2)
+    with pytest.raises(ValueError, match="width 5 is not divisible by twice the 4 heads"):
+        dataclasses.replace(MODEL, memory=0, history=2)
+
+
 def test_the_terms_are_weighted_and_the_heads_added(given):
     variables, batch = given
     weights = dict(
@@ -101,7 +154,7 @@ def test_a_window_goes_on_with_the_state_that_it_is_given(given):
     going = batch.replace(is_first=jnp.zeros_like(batch.is_first))
     states = []
     for memory in (0.0, 0.5):
-        start = JEPAState(jnp.zeros((2, 5)), jnp.full((2, 4), memory))
+        start = JEPAState(jnp.zeros((2, 5)), jnp.full((2, 4), memory), jnp.ones(2, bool))
         states.append(MODEL.loss(variables, KEYS, going.replace(initial_state=start), "train")[1].states)
     assert np.abs(states[0].memory[:, 0] - states[1].memory[:, 0]).max() > 1e-3
     np.testing.assert_array_equal(states[0].latent, states[1].latent)
