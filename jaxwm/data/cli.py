@@ -58,6 +58,7 @@ def generate(
     "jaxwm data record CartPole-v1 --out data/cartpole --policy my_policies:balance",
     "jaxwm data record ALE/Pong-v5 --out data/pong env.frameskip=2",
     "jaxwm data record dm_control/walker-walk-v0 --out data/walker --observe vectors --repeat 2",
+    "jaxwm data record gym_pusht:gym_pusht/PushT-v0 --out data/pusht --observe both --max-length 300",
 )
 def record(
     environment: Annotated[str, typer.Argument(help="A Gymnasium id, such as CartPole-v1 or ALE/Pong-v5.")],

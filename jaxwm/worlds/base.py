@@ -177,8 +177,9 @@ PositiveRange = Annotated[tuple[Positive, Positive], pydantic.AfterValidator(_or
 """Lower and upper end of a uniform distribution; equal ends fix the value."""
 NonNegativeRange = Annotated[tuple[NonNegative, NonNegative], pydantic.AfterValidator(_ordered)]
 _Channel = Annotated[int, pydantic.Field(ge=0, le=255)]
-_Colour = tuple[_Channel, _Channel, _Channel]
-ColourRange = Annotated[tuple[_Colour, _Colour], pydantic.AfterValidator(_ordered_channels)]
+Colour = tuple[_Channel, _Channel, _Channel]
+"""Red, green and blue, 0..255."""
+ColourRange = Annotated[tuple[Colour, Colour], pydantic.AfterValidator(_ordered_channels)]
 """Lower and upper end of the uniform distributions of red, green and blue; equal ends fix the colour."""
 
 

@@ -61,6 +61,7 @@ class Rooms:
         straight distance to the goal, in sides of the box.
       terminal: the episode ends where the goal is reached.
       show_goal: the goal is part of what is seen.
+      background: colour of the floor.
       dt: seconds between two frames.
       observe: what is seen: ``pixels`` are the picture ``image``, ``state`` the vectors ``position`` ``[2]``, ``door``
         ``[1]`` and ``goal`` ``[2]`` in sides of the box.
@@ -80,6 +81,7 @@ class Rooms:
     reward: Literal["sparse", "distance"] = "sparse"
     terminal: bool = True
     show_goal: bool = True
+    background: base.Colour = BACKGROUND
     dt: base.Positive = 0.1
     observe: Literal["pixels", "state", "both"] = "pixels"
 
@@ -162,7 +164,7 @@ class Rooms:
         if self.show_goal:
             layers.append((drawing.ring(state.goal, self.goal_radius, self.goal_radius / 3), GOAL))
         layers.append((drawing.disc(state.position, self.radius), DOT))
-        return drawing.picture(self.size if size is None else size, BACKGROUND, layers)
+        return drawing.picture(self.size if size is None else size, self.background, layers)
 
     def info(self, state: RoomsState) -> dict[str, Array]:
         """The fields of `RoomsState`, by name and in its units, and ``distance`` to the goal in sides."""
