@@ -36,6 +36,7 @@ EXTRAS = {
         "Gymnasium, Box2D, Atari and dm_control environments",
         ("gymnasium", "Box2D", "ale_py", *(("shimmy", "dm_control") if sys.version_info < (3, 13) else ())),
     ),
+    "pusht": Extra("the Push-T environment", ("gym_pusht",)),
     "evolution": Extra("evolve controllers in the dream", ("evosax",)),
     "hdf5": Extra("import HDF5 files", ("h5py",)),
     "rlds": Extra("read public TFDS/RLDS sets that are TFRecords", ("tensorflow",)),
