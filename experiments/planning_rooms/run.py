@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxwm
-from jaxwm.evaluation import clips, control, wilson_interval
+from jaxwm.evaluation import clips, control, planners
 from jaxwm.planning import PlanningAgent
 
 HERE = pathlib.Path(__file__).parent
@@ -110,7 +110,7 @@ def measure(row, runs, episodes):
     parts = []
     for seed, run in enumerate(runs):
         agent, run = make_agent(row, run)
-        environments = control.run_environments(run)
+        environments = planners.run_environments(run)
         key = jax.random.key(1000 + seed)
         planned = control.evaluate_planning(
             agent, run.variables, key, environments, episodes, batch=episodes, shown=min(episodes, 16)
@@ -120,25 +120,13 @@ def measure(row, runs, episodes):
         if seed == 0 and row == "icem":
             clips.write_video(HERE / "episodes.gif", planned.film(environments.world, 64))
             draw(planned, environments.world, HERE / "ways.png")
-    count = sum(part.episodes for part in parts)
-    hits = sum(round(part.success * part.episodes) for part in parts)
-    return {
-        "episodes": count,
-        "success": hits / count,
-        "interval": wilson_interval(hits, count),
-        "actions_to_goal": float(np.mean([part.frames_to_goal or np.nan for part in parts])),
-        "solved_at_start": sum(part.solved_at_start for part in parts),
-        "ms_per_plan_in_batch": float(np.mean([part.plan_milliseconds / part.batch for part in parts])),
-        "planning_seconds_per_episode_in_batch": float(np.mean([part.planning_seconds for part in parts])),
-        "planner": parts[0].planner,
-        "seeds": [dataclasses.asdict(part) for part in parts],
-    }
+    return control.pool(parts)
 
 
 def time_alone(row, run):
     """The time of a plan, and of all plans of an episode, for one episode at a time."""
     agent, run = make_agent(row, run)
-    environments, key = control.run_environments(run), jax.random.key(7)
+    environments, key = planners.run_environments(run), jax.random.key(7)
     alone = control.evaluate_planning(agent, run.variables, key, environments, 8, batch=1, shown=1).scores
     return {
         "ms_per_plan_alone": alone.plan_milliseconds,
@@ -149,13 +137,13 @@ def time_alone(row, run):
 def make_agent(row, run):
     """The planner of a row of the table, and the run with its configuration."""
     if row in TABLE:
-        run = control.configure_planning(run, TABLE[row], solver=row)
+        run = planners.configure_planning(run, TABLE[row], solver=row)
     elif row == "sum of distances":
-        run = control.configure_planning(run, DIRECT)
-    agent = control.planning_agent(run)
+        run = planners.configure_planning(run, DIRECT)
+    agent = planners.planning_agent(run)
     if row == "simulator":
         agent = PlanningAgent(
-            Simulator(control.run_environments(run).world), agent.objective, agent.solver, agent.every
+            Simulator(planners.run_environments(run).world), agent.objective, agent.solver, agent.every
         )
     return agent, run
 

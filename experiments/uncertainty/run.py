@@ -19,7 +19,7 @@ import numpy as np
 import scipy.stats
 
 import jaxwm
-from jaxwm.evaluation import control, wilson_interval
+from jaxwm.evaluation import control, planners, wilson_interval
 from jaxwm.worlds import random_policy, rollout, rush
 
 HERE = pathlib.Path(__file__).parent
@@ -57,9 +57,9 @@ def penalty(run, arguments):
     """Success of planning by the weight of the disagreement, and with one of the models alone."""
 
     def success(run, overrides):
-        run = control.configure_planning(run, overrides)
+        run = planners.configure_planning(run, overrides)
         planned = control.evaluate_planning(
-            control.planning_agent(run), run.variables, jax.random.key(1000), control.run_environments(run),
+            planners.planning_agent(run), run.variables, jax.random.key(1000), planners.run_environments(run),
             arguments.episodes, batch=arguments.episodes,
         )  # fmt: skip
         scores = planned.scores
@@ -81,7 +81,7 @@ def penalty(run, arguments):
 
 def dreams(run, policy, horizon, count, seed):
     """Disagreement and error of the mean ``[count, horizon]`` along real actions of ``policy`` that were not shown."""
-    world = control.run_environments(run).world
+    world = planners.run_environments(run).world
     keys = jax.random.split(jax.random.key(seed), count)
     real = jax.jit(jax.vmap(lambda key: rollout(world, key, horizon + 1, policy)))(keys)
     first = {name: value[:, 0] for name, value in real.observation.items()}
@@ -117,15 +117,15 @@ def calibration(run, arguments):
 
 def exploration(run, arguments):
     """How often the dot pushes against the wall between the rooms when it looks for disagreement."""
-    environments = control.run_environments(run)
-    bonus = control.configure_planning(run, ["planning.objective={new: {kind: uncertainty, weight: -1.0}}"])
+    environments = planners.run_environments(run)
+    bonus = planners.configure_planning(run, ["planning.objective={new: {kind: uncertainty, weight: -1.0}}"])
 
     def share(states, valid):
         beside = jnp.abs(jnp.abs(states.position[..., 0] - 0.5) - (0.5 - environments.world._face_left)) < 1e-5
         return float((np.asarray(beside) & valid).sum() / valid.sum())
 
     planned = control.evaluate_planning(
-        control.planning_agent(bonus), run.variables, jax.random.key(5), environments, 32, batch=32, shown=32
+        planners.planning_agent(bonus), run.variables, jax.random.key(5), environments, 32, batch=32, shown=32
     )
     frames = np.arange(planned.states.position.shape[0])[:, None]
     curious = share(planned.states, frames <= planned.ends[None])

@@ -22,7 +22,7 @@ _HOMES = {
     "film": "clips",
     "mean_observation": "video",
     "open_loop": "video",
-    "plan_run": "control",
+    "plan_run": "planners",
     "probe_run": "probes",
     "run_report": "run_page",
     "score": "video",

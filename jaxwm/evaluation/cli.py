@@ -161,13 +161,13 @@ def plan(
     step: Step = None,
 ) -> None:
     """Acts in the world of a run by planning in its model: success, time, cost by iteration, a video."""
-    from jaxwm.evaluation import clips, control
+    from jaxwm.evaluation import clips, planners
 
-    loaded = control.configure_planning(open_run(run, step), overrides or (), solver)
-    planned = control.plan_run(loaded, episodes, batch=batch, seed=seed, shown=shown)
+    loaded = planners.configure_planning(open_run(run, step), overrides or (), solver)
+    planned = planners.plan_run(loaded, episodes, batch=batch, seed=seed, shown=shown)
     folder = out or (run or pathlib.Path()) / "planning"
     _write(planned.scores, folder, "costs.png")
-    clips.write_video(folder / "episodes.gif", planned.film(control.run_environments(loaded).world))
+    clips.write_video(folder / "episodes.gif", planned.film(planners.run_environments(loaded).world))
     typer.echo(f"wrote {folder / 'scores.json'}, {folder / 'costs.png'} and {folder / 'episodes.gif'}")
 
 

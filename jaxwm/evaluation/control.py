@@ -20,18 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm.data.generate import find_policy
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.evaluation import clips
 from jaxwm.evaluation.scores import style_axes
-from jaxwm.planning import SOLVERS, PlanningAgent, PlanningMemory, PlanningParams, encode_goal
-from jaxwm.types import Array, Arrays, PyTree, Variables, nearest
+from jaxwm.planning import PlanningAgent, PlanningMemory, PlanningParams, encode_goal
+from jaxwm.types import Array, Arrays, PyTree, Variables
 from jaxwm.worlds.base import GoalWorld, Policy, World, clip_action, random_policy
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from jaxwm.training import Run
 
 QUANTILE = 1.959964
 """Of the standard normal distribution, for intervals of 95%."""
@@ -105,6 +102,28 @@ class PlanningScores:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
         return path
+
+
+def pool(parts: Sequence[PlanningScores]) -> dict[str, Any]:
+    """The same planner in several models or worlds as one: plain values by name, for tables.
+
+    Success and its interval are over all episodes together, the rest are means of the parts; ``seeds`` are their
+    successes.
+    """
+    count = sum(part.episodes for part in parts)
+    hits = sum(round((part.success or 0.0) * part.episodes) for part in parts)
+    to_goal = [part.frames_to_goal for part in parts if part.frames_to_goal is not None]
+    return {
+        "episodes": count,
+        "success": hits / count,
+        "interval": wilson_interval(hits, count),
+        "seeds": [part.success for part in parts],
+        "actions_to_goal": float(np.mean(to_goal)) if to_goal else None,
+        "solved_at_start": sum(part.solved_at_start for part in parts),
+        "ms_per_plan_in_batch": float(np.mean([part.plan_milliseconds / part.batch for part in parts])),
+        "planning_seconds_per_episode_in_batch": float(np.mean([part.planning_seconds for part in parts])),
+        "planner": parts[0].planner,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,90 +377,3 @@ def wilson_interval(successes: int, trials: int, quantile: float = QUANTILE) -> 
     middle = (rate + square / 2) / (1 + square)
     half = quantile / (1 + square) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials))
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def configure_planning(run: Run, overrides: Sequence[str] = (), solver: str | None = None) -> Run:
-    """``run`` with other settings of its planner; one that says nothing of planning plans for predicted reward.
-
-    Args:
-      run: what `jaxwm.load_run` returned.
-      overrides: such as ``planning.every=3``.
-      solver: another one; what it has in common with the configured one (horizon, samples ...) stays.
-
-    Raises:
-      ConfigError: a planner that cannot be.
-      ValueError: an override of something else, or an unknown solver.
-    """
-    from jaxwm.config import parse_config
-
-    for override in overrides:
-        if not override.startswith("planning."):
-            raise ValueError(f"{override}: what is trained cannot change any more, expected planning.KEY=VALUE")
-    values = run.config.model_dump(mode="json", serialize_as_any=True)
-    if values["planning"] is None:
-        name = "categorical_cem" if run.spec.action.discrete else "icem"
-        values["planning"] = {"solver": {"name": name}, "objective": {"reward": {"kind": "reward"}}}
-    if solver is not None:
-        if solver not in SOLVERS:
-            raise ValueError(f"solver {solver!r} is unknown; {nearest(solver, list(SOLVERS))}")
-        known = {field.name for field in dataclasses.fields(SOLVERS[solver])}
-        common = {name: x for name, x in values["planning"]["solver"].items() if name in known}
-        values["planning"]["solver"] = common | {"name": solver}
-    return dataclasses.replace(run, config=parse_config(values, overrides, source="planning"))
-
-
-def planning_agent(run: Run) -> PlanningAgent:
-    """The agent that ``planning`` of the run's configuration describes; see `configure_planning`.
-
-    Raises:
-      ConfigError: a solver or an objective that cannot be.
-    """
-    from jaxwm.config import build_objective, build_solver
-
-    settings = run.config.planning or configure_planning(run).config.planning
-    assert settings is not None
-    solver, objective = build_solver(settings.solver), build_objective(settings.objective)
-    return PlanningAgent(run.model, objective, solver, settings.every, settings.temperature, settings.particles)
-
-
-def plan_run(run: Run, episodes: int = 64, *, batch: int = 32, seed: int = 0, shown: int = 4) -> Planned:
-    """Plays in the world of a run by planning in its model, as ``planning`` of its configuration says.
-
-    Args:
-      run: what `jaxwm.load_run` returned.
-      episodes: how many.
-      batch: how many at once.
-      seed: of the episodes and of the planner.
-      shown: how many to keep for the video.
-
-    Raises:
-      ValueError: the run's episodes are not of a simulated world.
-      ConfigError: a planner that cannot be.
-    """
-    agent = planning_agent(run)
-    environments, settings = run_environments(run), run.config.planning
-    goals = None
-    if settings is not None and settings.goal_offset is not None:
-        names = run.config.data.generate.policy if run.config.data.generate is not None else "random"
-        goals = Goals(settings.goal_offset, find_policy(environments.world, names.split("+")[0].strip()))
-    return evaluate_planning(
-        agent, run.variables, jax.random.key(seed), environments, episodes, batch=batch, goals=goals, shown=shown
-    )
-
-
-def run_environments(run: Run) -> WorldEnvironments:
-    """The simulated world of a run, its episodes as long as ``planning.length`` or as those that it learned from.
-
-    Raises:
-      ValueError: the run's episodes are not of a simulated world.
-    """
-    from jaxwm.config import build_world
-
-    data, settings = run.config.data, run.config.planning
-    source = data.generate or data.collect
-    if source is None or source.world is None:
-        raise ValueError(
-            "data.generate is missing: planning is scored in the simulated world of a run, and its episodes are others"
-        )
-    length = settings.length if settings is not None and settings.length is not None else source.length
-    return WorldEnvironments(build_world(source.world), cast("int", length), data.frame_skip)

@@ -9,8 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from half_solved import HalfSolved
 
+from jaxwm.envs.worlds import WorldEnvironments
+from jaxwm.evaluation import evaluate_planning
+from jaxwm.planning import CEM, GoalDistance, PlanningAgent
 from jaxwm.types import ActionSpec, Field, Prediction, Spec, Stage, Trajectory
+from tests.planning.point import VARIABLES, Point
 
 SIZE = 16
 
@@ -101,3 +106,11 @@ def variables(model):
 def episodes():
     """`make_episodes`, for tests that need their own."""
     return make_episodes
+
+
+@pytest.fixture(scope="session")
+def planned():
+    """Seven episodes of a planner that knows the world exactly, half of them solved at the start."""
+    agent = PlanningAgent(Point(), GoalDistance("position"), CEM(4, samples=32, elites=6, iterations=3), every=2)
+    environments = WorldEnvironments(HalfSolved(), 12)
+    return evaluate_planning(agent, VARIABLES, jax.random.key(0), environments, 7, batch=3, shown=2)

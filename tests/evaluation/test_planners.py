@@ -1,0 +1,78 @@
+"""The planner of a run: by its configuration, by other words, on the command line."""
+
+import dataclasses
+import json
+
+import pytest
+from half_solved import HalfSolved
+from PIL import Image
+
+from jaxwm import cli
+from jaxwm.config import ConfigError
+from jaxwm.envs.worlds import WorldEnvironments
+from jaxwm.evaluation import planners
+from jaxwm.evaluation.planners import configure_planning, plan_run, planning_agent
+from jaxwm.planning import ICEM, MPPI, Reward, Weighted
+
+
+def test_a_run_that_says_nothing_of_planning_plans_for_reward(toy_run):
+    agent = planning_agent(toy_run)
+    assert agent.objective == Weighted(((1.0, Reward()),)) and agent.solver == ICEM()
+
+
+def test_the_planner_of_a_run_is_configured(toy_run):
+    overrides = ["planning.solver.horizon=7", "planning.every=2", "planning.objective.reward.discount=0.9"]
+    run = configure_planning(toy_run, overrides)
+    agent = planning_agent(run)
+    assert agent.objective == Weighted(((1.0, Reward(0.9)),)) and (agent.every, agent.solver.horizon) == (2, 7)
+    other = planning_agent(configure_planning(run, ["planning.solver.temperature=0.5"], solver="mppi"))
+    assert other.solver == MPPI(7, samples=256, elites=32, temperature=0.5, colour=2.0)
+    assert run.config.model.model_dump() == toy_run.config.model.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "solver", "message"),
+    [
+        (["model.fade=0.5"], None, "what is trained cannot change"),
+        (["planning.evry=2"], None, "did you mean 'every'"),
+        (["planning.solver.elites=300"], None, "planning.solver: elites is 300"),
+        ([], "icm", "solver 'icm' is unknown; did you mean 'icem'"),
+        (["planning.objective.far.kind=gaol"], None, "'gaol' is unknown; did you mean 'goal'"),
+    ],
+)
+def test_mistakes_are_named(toy_run, overrides, solver, message):
+    with pytest.raises((ConfigError, ValueError), match=message):
+        planning_agent(configure_planning(toy_run, overrides, solver))
+
+
+def test_runs_of_other_episodes_cannot_be_played(toy_run):
+    data = toy_run.config.data.model_copy(update={"generate": None})
+    run = dataclasses.replace(toy_run, config=toy_run.config.model_copy(update={"data": data}))
+    with pytest.raises(ValueError, match=r"data\.generate is missing"):
+        plan_run(run, 1)
+
+
+def test_the_command_writes_scores_costs_and_a_video(planned, toy_run_dir, tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def plan_run(run, episodes, *, batch, seed, shown):
+        seen.append(
+            (planning_agent(run).solver.horizon, type(planning_agent(run).solver), episodes, batch, seed, shown)
+        )
+        return planned
+
+    monkeypatch.setattr(planners, "plan_run", plan_run)
+    monkeypatch.setattr(planners, "run_environments", lambda run: WorldEnvironments(HalfSolved(), 12))
+    words = ["--episodes", "7", "--solver", "mppi", "--out", str(tmp_path / "x"), "planning.solver.horizon=9"]
+    assert cli.main(["plan", str(toy_run_dir), *words]) == 0
+    assert seen == [(9, MPPI, 7, 32, 0, 4)]
+    output = capsys.readouterr().out
+    assert "100.0% (95%:" in output and f"wrote {tmp_path / 'x' / 'scores.json'}" in output
+    assert json.loads((tmp_path / "x" / "scores.json").read_text())["success"] == 1.0
+    assert Image.open(tmp_path / "x" / "episodes.gif").n_frames == planned.ends.max() + 1
+    assert (tmp_path / "x" / "costs.png").stat().st_size > 1000
+
+
+def test_a_model_without_reward_cannot_plan_for_it(toy_run_dir, capsys):
+    assert cli.main(["plan", str(toy_run_dir), "--episodes", "1"]) == 2
+    assert "predicts no reward" in capsys.readouterr().err
