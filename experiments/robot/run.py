@@ -1,6 +1,6 @@
-"""A robot that learns to push in the dream of recorded random play, then in the world, against one only in the world.
+"""A robot that learns to reach in the dream of recorded random play, then in the world, against one only in the world.
 
-    python experiments/robot/run.py --runs RUNS --data data/reach_random
+    python experiments/robot/run.py --runs RUNS --data data/reach_arm
 
 Each part is a run below the folder RUNS and goes on where it stopped; what has been measured is added to
 `results.json` and drawn as `dream_to_real.png` beside itself.
@@ -30,7 +30,7 @@ EPISODES = 200
 
 
 def success(run, length):
-    """Share of episodes that end before the limit, which is with the puck in its place; and their mean score."""
+    """Share of episodes that end before the limit, which is at the goal; and their mean score."""
     source = run.config.data.collect or run.config.data.generate
     environments = WorldEnvironments(build_world(source.world), length)
     played = play_world(run.model.agent(sample=False), run.variables, jax.random.key(42), environments, EPISODES)

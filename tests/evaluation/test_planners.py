@@ -2,17 +2,22 @@
 
 import dataclasses
 import json
+import pathlib
+import types
 
 import pytest
 from half_solved import HalfSolved
 from PIL import Image
 
-from jaxwm import cli
+from jaxwm import cli, load_config, load_spec
 from jaxwm.config import ConfigError
+from jaxwm.data import DataError
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.evaluation import planners
-from jaxwm.evaluation.planners import configure_planning, plan_run, planning_agent
+from jaxwm.evaluation.planners import configure_planning, plan_run, planning_agent, run_environments
 from jaxwm.planning import ICEM, MPPI, Reward, Weighted
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def test_a_run_that_says_nothing_of_planning_plans_for_reward(toy_run):
@@ -50,6 +55,17 @@ def test_runs_of_other_episodes_cannot_be_played(toy_run):
     run = dataclasses.replace(toy_run, config=toy_run.config.model_copy(update={"data": data}))
     with pytest.raises(ValueError, match=r"data\.generate is missing"):
         plan_run(run, 1)
+
+
+def test_a_run_in_blocks_of_actions_is_played_in_blocks(tmp_path):
+    config = load_config(CONFIGS / "jepa_lewm.yaml", [f"data.path={tmp_path / 'none'}"])
+    environments = run_environments(types.SimpleNamespace(config=config))
+    assert environments.spec == load_spec(config) and environments.spec.action.dim == 5 * 2
+    assert (environments.frame_skip, environments.length) == (5, 51)
+    with pytest.raises(DataError, match=r"data\.frame_skip is 5, but a block of discrete actions"):
+        load_spec(load_config(CONFIGS / "jepa_lewm.yaml", ["data.path=x", "data.generate.world={name: dodge}"]))
+    with pytest.raises(ConfigError, match=r"frame_skip is for recorded episodes"):
+        load_config(CONFIGS / "dreamer_reach.yaml", ["data.frame_skip=2"])
 
 
 def test_the_command_writes_scores_costs_and_a_video(planned, toy_run_dir, tmp_path, monkeypatch, capsys):
