@@ -294,7 +294,7 @@ class MDNRNN:
         _, hidden = jax.lax.scan(step, start, inputs)
         hidden = jnp.swapaxes(hidden, 0, 1)  # entry t predicts the frame at t + 1
 
-        follows = batch.transitions()
+        follows = batch.has_previous()[:, 1:]
         reward, done = self._apply(variables, "outcome", hidden)
         ends = batch.is_terminal[:, 1:].astype(jnp.float32)
         weight = jnp.where(batch.is_terminal[:, 1:], self.done_weight, 1.0)

@@ -210,7 +210,7 @@ class SimpleWorldModel:
         predicted = jnp.moveaxis(latents, 0, 2)
         heads, reward = self._apply(variables, "heads", predicted)
         # Each step of the way must be one within an episode.
-        real = jnp.cumprod(ahead(batch.transitions(), 0), axis=2) > 0
+        real = jnp.cumprod(ahead(batch.has_previous(), 1), axis=2) > 0
         errors = self._errors(heads, {name: ahead(x, 1) for name, x in batch.observation.items()})
         errors["reward"] = jnp.square(reward - ahead(batch.reward, 0))
         metrics = {f"loss/{name}": masked_mean(error, real) for name, error in errors.items()}
