@@ -204,9 +204,10 @@ class PlanningConfig(Section):
     """How to plan in the trained model (`jaxwm plan`); ``objective`` is a sum of named terms.
 
     ``every`` actions are done of each plan before the next one. ``temperature`` 0 imagines the likeliest future, above
-    it costs are means over ``particles`` random ones. An episode of ``length`` frames has failed (by default as long
-    as those in ``data.generate``). Goals are the world's own, or with ``goal_offset`` what the (first) policy of the
-    data shows so many frames after the start.
+    it costs are means over ``particles`` random ones. The horizon and ``every`` count steps, which are blocks of
+    actions if frames are skipped; ``length`` and ``goal_offset`` count frames. An episode of ``length`` frames has
+    failed (by default as long as those in ``data.generate``). Goals are the world's own, or with ``goal_offset`` what
+    the (first) policy of the data shows so many frames after the start.
     """
 
     solver: SolverConfig

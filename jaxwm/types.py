@@ -138,9 +138,11 @@ class Spec:
         """The same for steps that take ``size`` actions side by side; bounds are those of each of them.
 
         Raises:
-          ValueError: discrete actions, of which several are no choice among few.
+          ValueError: a size below 1, or discrete actions, of which several are no choice among few.
         """
         action = self.action
+        if size < 1:
+            raise ValueError(f"frame_skip is {size}, expected at least 1")
         if size == 1:
             return self
         if action.discrete:

@@ -41,7 +41,7 @@ OTHERWISE = {
     "background": (("background", (60, 40, 40)),),
     "larger agent": (("radius", 0.055),),
     "smaller agent": (("radius", 0.03),),
-    "door at the ends": (("door_centre", (0.1, 0.15)),),
+    "door at the top": (("door_centre", (0.1, 0.15)),),
 }
 ROWS = {
     "rooms": {
@@ -95,7 +95,9 @@ def measure(name, row, arguments):
                 environments, world=build_world(run.config.data.generate.world.model_copy(update=world))
             )
         key, count = jax.random.key(1000 + seed), arguments.episodes
-        planned = control.evaluate_planning(agent, run.variables, key, environments, count, batch=count, shown=8)
+        planned = control.evaluate_planning(
+            agent, run.variables, key, environments, count, batch=count, goals=planners.run_goals(run), shown=8
+        )
         print(name, "seed", seed, planned.scores.success, flush=True)
         parts.append(planned.scores)
         if seed == 0 and not row.world and not row.model:

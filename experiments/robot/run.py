@@ -35,7 +35,7 @@ def success(run, length):
     environments = WorldEnvironments(build_world(source.world), length)
     played = play_world(run.model.agent(sample=False), run.variables, jax.random.key(42), environments, EPISODES)
     return {
-        "success": round(float(np.mean(np.asarray(played.length) < length - 1)), 3),
+        "success": round(float(np.mean(np.asarray(played.is_terminal))), 3),
         "score": round(float(np.mean(played.score)), 2),
         "episodes": EPISODES,
     }

@@ -23,8 +23,8 @@ from run import MEMORY
 HERE = pathlib.Path(__file__).parent
 SAMPLES, ITERATIONS, ELITES, HORIZON, ACTIONS = 300, 30, 30, 5, 10
 LEWM = dict(latent=192, history=2, blocks=6, heads=16, head_size=64, hidden=2048)
-"""The predictor of LeWorldModel: three frames, six blocks steered by the actions, 10.8 million parameters."""
-ROOMS = dict(latent=64, hidden=256)
+"""The predictor of LeWorldModel: two frames before the last one, six blocks steered by the actions, 10.8M numbers."""
+ROOMS = dict(latent=32, hidden=256)
 """What plans in `rooms`."""
 TARGET = 2.0
 

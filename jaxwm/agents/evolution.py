@@ -339,7 +339,7 @@ def score_controller(
     if run.config.data.generate is not None:
         world = build_world(run.config.data.generate.world)
         skip = run.config.data.frame_skip
-        environments = WorldEnvironments(world, settings.horizon * skip + 1, skip)
+        environments = WorldEnvironments(world, settings.horizon + 1, skip)
         scores["world"] = play_world(agent, params, world_key, environments, episodes).score
         scores["random"] = policy_scores(world, random_policy, random_key, settings.horizon * skip, episodes)
         return scores

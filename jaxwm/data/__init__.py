@@ -5,7 +5,7 @@ from jaxwm.data.episodes import DataError, Episode, Episodes, open_episodes, ste
 from jaxwm.data.generate import generate_dataset, simulate
 from jaxwm.data.importing import Importer, import_dataset
 from jaxwm.data.inspecting import contact_sheet, inspect_dataset
-from jaxwm.data.loading import ensure_dataset, episode_batch, load_spec, open_data, windows
+from jaxwm.data.loading import ensure_dataset, episode_batch, in_blocks, load_spec, open_data, windows
 from jaxwm.data.recording import record_dataset
 from jaxwm.data.rlds import FieldMap, import_public
 
@@ -22,6 +22,7 @@ __all__ = [
     "generate_dataset",
     "import_dataset",
     "import_public",
+    "in_blocks",
     "inspect_dataset",
     "load_spec",
     "open_data",

@@ -159,11 +159,17 @@ def open_data(config: DataConfig, split: str) -> Episodes | Blocks:
     Raises:
       DataError: as `open_episodes`, or discrete actions that cannot be joined.
     """
-    episodes = open_episodes(config.path, split)
-    if config.frame_skip == 1:
-        return episodes
-    _blocked(episodes.spec, config.frame_skip)
-    return Blocks(episodes, config.frame_skip)
+    return in_blocks(open_episodes(config.path, split), config.frame_skip)
+
+
+def in_blocks(episodes: Any, size: int) -> Any:
+    """``episodes`` themselves, or in blocks of several actions.
+
+    Raises:
+      DataError: discrete actions, which cannot be joined.
+    """
+    _blocked(episodes.spec, size)
+    return episodes if size == 1 else Blocks(episodes, size)
 
 
 def _blocked(spec: Spec, size: int) -> Spec:
@@ -198,6 +204,8 @@ def ensure_dataset(config: DataConfig, log: Callable[[str], None] | None = None)
     found = read_header(config.path)["metadata"].get("generate")
     if found is None:
         raise DataError(f"{config.path}: these data were not generated; remove data.generate from the configuration")
+    # A parameter that came into the world after the data were made had its default value.
+    found = {**found, "world": parameters(type(world)(), **counts)["world"] | found["world"]}
     if differences := _differences(found, wanted):
         raise DataError(
             f"{config.path}: these data were generated differently: {'; '.join(differences)}; "

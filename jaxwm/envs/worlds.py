@@ -35,7 +35,7 @@ class WorldEnvironments:
 
     Args:
       world: any world.
-      length: frames after which an episode is cut.
+      length: steps after which an episode is cut, the first frame counted.
       frame_skip: actions in a block, which is what one step takes; see `jaxwm.data.Blocks`. The reward of a step is
         the sum over its frames, and where an episode ends in a block the rest of it is not done.
 
@@ -87,7 +87,8 @@ class WorldEnvironments:
         fresh = jax.vmap(self.world.reset)(keys[:, 1])
         physical = where_rows(state.is_last, fresh, after.state)
         observation = jax.vmap(self.world.observation)(physical)
-        time, step = next_step(state.is_last, state.time, self.length, observation, after.reward, after.is_terminal)
+        frames = (self.length - 1) * self.frame_skip + 1
+        time, step = next_step(state.is_last, state.time, frames, observation, after.reward, after.is_terminal)
         return WorldState(physical, time, step.is_last), step
 
     def info(self, state: WorldState) -> dict[str, Array]:

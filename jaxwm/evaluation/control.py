@@ -45,7 +45,7 @@ class PlanningScores:
       success_interval: Wilson's interval of 95% around it.
       score: mean sum of rewards.
       score_interval: 95% of the mean, by the normal approximation.
-      frames_to_goal: mean number of actions of those that reached the goal; None where none did.
+      frames_to_goal: mean number of frames until those that reached the goal were there; None where none did.
       batch: episodes that are planned for at once.
       plan_milliseconds: median time of a call that plans, for ``batch`` episodes, without compilation.
       planning_seconds: time of all calls of the agent, for each episode.
@@ -79,7 +79,7 @@ class PlanningScores:
         if self.success is not None and self.success_interval is not None:
             low, high = self.success_interval
             rows["success"] = f"{self.success:.1%} (95%: {low:.1%} to {high:.1%})"
-            rows["actions to the goal"] = "-" if self.frames_to_goal is None else f"{self.frames_to_goal:.1f}"
+            rows["frames to the goal"] = "-" if self.frames_to_goal is None else f"{self.frames_to_goal:.1f}"
         rows |= {
             "score": f"{self.score:.3f} (95%: {self.score_interval[0]:.3f} to {self.score_interval[1]:.3f})",
             "a plan": f"{self.plan_milliseconds:.1f} ms for {self.batch} episodes at once",
@@ -115,10 +115,10 @@ def pool(parts: Sequence[PlanningScores]) -> dict[str, Any]:
     to_goal = [part.frames_to_goal for part in parts if part.frames_to_goal is not None]
     return {
         "episodes": count,
-        "success": hits / count,
-        "interval": wilson_interval(hits, count),
+        "success": hits / count if count else None,
+        "interval": wilson_interval(hits, count) if count else None,
         "seeds": [part.success for part in parts],
-        "actions_to_goal": float(np.mean(to_goal)) if to_goal else None,
+        "frames_to_goal": float(np.mean(to_goal)) if to_goal else None,
         "solved_at_start": sum(part.solved_at_start for part in parts),
         "ms_per_plan_in_batch": float(np.mean([part.plan_milliseconds / part.batch for part in parts])),
         "planning_seconds_per_episode_in_batch": float(np.mean([part.planning_seconds for part in parts])),
@@ -135,6 +135,7 @@ class Planned:
       succeeded: ``[N]`` bool; reached the goal. False throughout in a world without goals.
       is_scored: ``[N]`` bool; was not solved at the start.
       states: the physical states, ``[T, shown, ...]``.
+      goals: those to reach, ``[shown, ...]``, or None in a world without goals.
       ends: ``[shown]``; the frame at which each of these episodes was over.
     """
 
@@ -142,6 +143,7 @@ class Planned:
     succeeded: np.ndarray
     is_scored: np.ndarray
     states: PyTree
+    goals: PyTree
     ends: np.ndarray
 
     def film(self, world: Any, size: int = 96) -> clips.Pixels:
@@ -153,10 +155,10 @@ class Planned:
         rows = np.arange(len(self.ends))
         states = jax.tree.map(lambda x: x[times, rows], self.states)
         frames = np.asarray(draw(states))
-        if isinstance(world, GoalWorld):
-            goals = np.asarray(draw(jax.vmap(jax.vmap(world.goal_state))(states)))
-            frames = np.concatenate([frames, goals], axis=3)
-        name = "now, goal" if isinstance(world, GoalWorld) else "now"
+        if self.goals is not None:
+            goals = jax.tree.map(lambda x: np.broadcast_to(x, (length, *x.shape)), self.goals)
+            frames = np.concatenate([frames, np.asarray(draw(goals))], axis=3)
+        name = "now" if self.goals is None else "now, goal"
         videos = [clips.film(frames[:, row], scale=1, name=name) for row in rows]
         return clips.tile(videos, min(2, len(videos)))
 
@@ -175,8 +177,9 @@ def evaluate_planning(
 ) -> Planned:
     """Plays ``episodes`` episodes with ``agent`` and measures success, score and time.
 
-    In a `GoalWorld` the agent is shown what would be seen in the goal, and has succeeded when it reaches it before the
-    time limit; it then stops.
+    In a `GoalWorld` the agent is shown what would be seen in the goal, and has succeeded when it is there at the end
+    of one of its steps before the time limit; it then stops. A step is a block of actions where the environments skip
+    frames: who passes the goal within one has not reached it.
 
     Args:
       agent: who plans.
@@ -195,21 +198,22 @@ def evaluate_planning(
     """
     if min(episodes, batch, shown) < 1:
         raise ValueError(f"episodes={episodes}, batch={batch}, shown={shown}: expected at least 1 each")
-    if goals is not None and not isinstance(environments.world, GoalWorld):
-        raise ValueError("goals by offset are for worlds with goals")
+    if goals is not None and not hasattr(environments.world, "with_goal"):
+        raise ValueError("goals by offset are for worlds with goals that can be set (with_goal)")
     if environments.spec != agent.spec:
         raise ValueError("the world shows or takes other things than those that the model was made for")
     batch = min(batch, episodes)
     rounds = [_play(agent, variables, key, environments, start, batch, objective_params, goals, shown)
               for start in range(0, episodes, batch)]  # fmt: skip
     join = lambda name: np.concatenate([getattr(part, name) for part in rounds])[:episodes]  # noqa: E731
-    succeeded, solved, score, length = (join(name) for name in ("succeeded", "solved", "score", "length"))
+    succeeded, solved, score, frames = (join(name) for name in ("succeeded", "solved", "score", "frames"))
     scored = ~solved
     count, hits = int(scored.sum()), int(succeeded[scored].sum())
     has_goals = isinstance(environments.world, GoalWorld)
     spread = QUANTILE * float(score[scored].std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
     mean = float(score[scored].mean()) if count else 0.0
     costs = np.concatenate([part.costs for part in rounds])
+    plan_times = [seconds for part in rounds for seconds in part.plan_times]
     scores = PlanningScores(
         episodes=count,
         solved_at_start=int(solved.sum()),
@@ -217,14 +221,15 @@ def evaluate_planning(
         success_interval=wilson_interval(hits, count) if has_goals and count else None,
         score=mean,
         score_interval=(mean - spread, mean + spread),
-        frames_to_goal=float(length[succeeded & scored].mean()) if hits else None,
+        frames_to_goal=float(frames[succeeded & scored].mean()) if hits else None,
         batch=batch,
-        plan_milliseconds=1e3 * float(np.median(np.concatenate([part.plan_times for part in rounds]))),
+        plan_milliseconds=1e3 * float(np.median(plan_times)) if plan_times else math.nan,
         planning_seconds=sum(part.seconds for part in rounds) / (batch * len(rounds)),
         costs=tuple(float(np.mean(column[np.isfinite(column)])) for column in costs.T if np.isfinite(column).any()),
         planner=f"{agent.solver}, {agent.objective}, every {agent.every}, temperature {agent.temperature:g}",
     )
-    return Planned(scores, succeeded, scored, rounds[0].states, rounds[0].length[: min(shown, batch)])
+    first = rounds[0]
+    return Planned(scores, succeeded, scored, first.states, first.goals, first.steps[: min(shown, batch)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,11 +272,13 @@ class _Round:
     succeeded: np.ndarray
     solved: np.ndarray
     score: np.ndarray
-    length: np.ndarray
+    steps: np.ndarray
+    frames: np.ndarray
     plan_times: list[float]
     seconds: float
     costs: np.ndarray
     states: PyTree
+    goals: PyTree
 
 
 def _play(
@@ -286,7 +293,7 @@ def _play(
     shown: int,
 ) -> _Round:
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(batch))
-    world_state, step, wanted = _reset(environments, goals, row_keys)
+    world_state, step, goal_state, wanted = _reset(environments, goals, row_keys)
     goal = None if wanted is None else encode_goal(agent.model, variables, row_keys, wanted)
     params = PlanningParams(variables, goal, objective_params)
     memory = agent.init(batch)
@@ -294,7 +301,7 @@ def _play(
     jax.block_until_ready(_act(agent, params, row_keys, jnp.int32(0), memory, step.observation, step.is_first))
     solved = _solved(environments, world_state.physical)
     succeeded, over = np.zeros(batch, bool), solved.copy()
-    score, length = np.zeros(batch), np.zeros(batch, int)
+    score, steps, frames = np.zeros(batch), np.zeros(batch, int), np.zeros(batch, int)
     times, plan_times, costs, states = [], [], [], []
     for t in range(environments.length):
         states.append(jax.device_get(jax.tree.map(lambda x: x[:shown], world_state.physical)))
@@ -309,11 +316,15 @@ def _play(
             costs.append(np.asarray(memory.plan.costs)[~over])
         world_state, step = _step(environments, row_keys, jnp.int32(t), world_state, action)
         score += np.where(over, 0.0, step.reward)
-        length += ~over
+        steps += ~over
+        frames = np.where(over, frames, world_state.time)
         succeeded |= ~over & _solved(environments, world_state.physical)
         over |= succeeded | np.asarray(step.is_last)
     stacked = jax.tree.map(lambda *x: np.stack(x), *states)
-    return _Round(succeeded, solved, score, length, plan_times, sum(times), np.concatenate(costs), stacked)
+    goal_state = jax.device_get(jax.tree.map(lambda x: x[:shown], goal_state))
+    # Where all of them were solved at the start there was nothing to plan.
+    found = np.concatenate(costs) if costs else np.zeros((0, memory.plan.costs.shape[1]))
+    return _Round(succeeded, solved, score, steps, frames, plan_times, sum(times), found, stacked, goal_state)
 
 
 def _solved(environments: WorldEnvironments, physical: PyTree) -> np.ndarray:
@@ -328,18 +339,22 @@ def _is_solved(environments: WorldEnvironments, physical: PyTree) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _reset(environments: WorldEnvironments, goals: Goals | None, keys: Array) -> tuple[Any, Any, Arrays | None]:
-    """The worlds at their start, what they show, and what is seen in the goals of a `GoalWorld`."""
+def _reset(
+    environments: WorldEnvironments, goals: Goals | None, keys: Array
+) -> tuple[Any, Any, PyTree, Arrays | None]:
+    """The worlds at their start, what they show, and in a `GoalWorld` the goals and what is seen in them."""
     state, step = environments.reset(keys)
     world = environments.world
     if not isinstance(world, GoalWorld):
-        return state, step, None
+        return state, step, None, None
     see = jax.vmap(world.observation)
     if goals is None:
-        return state, step, see(jax.vmap(world.goal_state)(state.physical))
+        wanted = jax.vmap(world.goal_state)(state.physical)
+        return state, step, wanted, see(wanted)
     reached = jax.vmap(functools.partial(goals.reach, world))(_at(keys, jnp.int32(0), 2), state.physical)
-    physical = jax.vmap(world.with_goal)(state.physical, reached)
-    return state.replace(physical=physical), step.replace(observation=see(physical)), see(reached)
+    set_goal = jax.vmap(cast("Any", world).with_goal)
+    physical, wanted = set_goal(state.physical, reached), set_goal(reached, reached)
+    return state.replace(physical=physical), step.replace(observation=see(physical)), wanted, see(wanted)
 
 
 @functools.partial(jax.jit, static_argnums=0)

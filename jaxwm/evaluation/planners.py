@@ -77,14 +77,10 @@ def plan_run(run: Run, episodes: int = 64, *, batch: int = 32, seed: int = 0, sh
       ConfigError: a planner that cannot be.
     """
     agent = planning_agent(run)
-    environments, settings = run_environments(run), run.config.planning
-    goals = None
-    if settings is not None and settings.goal_offset is not None:
-        names = run.config.data.generate.policy if run.config.data.generate is not None else "random"
-        goals = Goals(settings.goal_offset, find_policy(environments.world, names.split("+")[0].strip()))
     return evaluate_planning(
-        agent, run.variables, jax.random.key(seed), environments, episodes, batch=batch, goals=goals, shown=shown
-    )
+        agent, run.variables, jax.random.key(seed), run_environments(run), episodes,
+        batch=batch, goals=run_goals(run), shown=shown,
+    )  # fmt: skip
 
 
 def run_environments(run: Run) -> WorldEnvironments:
@@ -102,4 +98,19 @@ def run_environments(run: Run) -> WorldEnvironments:
             "data.generate is missing: planning is scored in the simulated world of a run, and its episodes are others"
         )
     length = settings.length if settings is not None and settings.length is not None else source.length
-    return WorldEnvironments(build_world(source.world), cast("int", length), data.frame_skip)
+    # At most so many frames, in whole blocks.
+    steps = (cast("int", length) - 1) // data.frame_skip + 1
+    return WorldEnvironments(build_world(source.world), steps, data.frame_skip)
+
+
+def run_goals(run: Run) -> Goals | None:
+    """Goals by offset, if ``planning.goal_offset`` of the run's configuration asks for them.
+
+    Raises:
+      DataError: the policy of the data is not one of the world.
+    """
+    settings, source = run.config.planning, run.config.data.generate
+    if settings is None or settings.goal_offset is None:
+        return None
+    names = source.policy if source is not None else "random"
+    return Goals(settings.goal_offset, find_policy(run_environments(run).world, names.split("+")[0].strip()))

@@ -204,13 +204,13 @@ def fit_linear(reading: Reading, seed: int = 0) -> dict[str, float]:
 
 def fit_mlp(reading: Reading, seed: int = 0) -> dict[str, float]:
     """R^2 of an MLP with two hidden layers for each quantity, as it was when it did best on the episodes for that."""
-    features, scores = reading.features, {}
+    features, scores = Purposes(*jax.device_put(tuple(reading.features))), {}
     for name, truth in reading.truth.items():
         probe = _Probe(truth.fitting.shape[1])
         key = jax.random.key(seed)
         params = probe.init(key, features.fitting[:1])
         best, best_error, state = params, np.inf, _OPTIMIZER.init(params)
-        fitting, choosing = (features.fitting, truth.fitting), (features.choosing, truth.choosing)
+        fitting, choosing = jax.device_put(((features.fitting, truth.fitting), (features.choosing, truth.choosing)))
         for index in range(_ROUNDS):
             params, state, error = _improve(probe, params, state, jax.random.fold_in(key, index), fitting, choosing)
             if error < best_error:

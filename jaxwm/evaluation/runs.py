@@ -89,8 +89,8 @@ def open_split(config: Config, split: str, count: int) -> Episodes:
     """
     if os.path.isdir(config.data.path) or config.data.generate is None:
         return data.open_data(config.data, split)
-    episodes = SimulatedEpisodes(config, split, count)
-    return data.Blocks(episodes, config.data.frame_skip) if config.data.frame_skip > 1 else episodes
+    episodes: Episodes = data.in_blocks(SimulatedEpisodes(config, split, count), config.data.frame_skip)
+    return episodes
 
 
 def batches(episodes: Episodes, count: int, length: int, batch: int = 16) -> Iterator[Trajectory]:

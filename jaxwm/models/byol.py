@@ -86,7 +86,8 @@ class BYOL:
     """Latent self-prediction with a slow target encoder; the state is a belief.
 
     Features are the representation that the belief expects, ``latent`` entries of unit length, and the belief itself.
-    The first alone say where a goal is that is known by one frame (``first`` of the planner's objective).
+    The first alone say where a goal is that is known by one frame (``first`` of the planner's objective). Video
+    without known actions teaches it to foretell the frame that it sees, and nothing further.
 
     Args:
       spec: what the world shows and takes.

@@ -21,7 +21,7 @@ from jaxwm.models import register
 from jaxwm.models.base import make_encoder, masked_mean, scan_time
 from jaxwm.models.heads import Looked, OnlookerHeads, onlooker_losses, predicted
 from jaxwm.nn import MLP, GRUCell, Linear
-from jaxwm.nn.attention import Cache, FrameTransformer, size_of_heads
+from jaxwm.nn.attention import Cache, FrameTransformer, clear_rows, size_of_heads
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.representation import covariance_penalty, sketched_gaussianity, variance_hinge, watch_collapse
 from jaxwm.types import Array, Arrays, Aux, Prediction, PyTree, Spec, Stage, Trajectory, Variables
@@ -105,7 +105,7 @@ class _Networks(nn.Module):
         """Touches every parameter; only for initialisation."""
         latent = self.encode(observation)
         following, memory = self.step(memory, latent, action)
-        return self.act_between(latent, following), self.look(_features(following, memory))
+        return self.act_between(latent, following), self.look(_features(self.config, following, memory))
 
 
 @register("jepa")
@@ -115,8 +115,9 @@ class JEPA:
 
     The dynamics is an MLP on the latent, the action and a recurrent memory. With ``history`` it is a transformer over
     the latents of so many frames before and the last one, steered by the actions; a ring of keys and values makes a
-    step as cheap as one frame. If ``gaussian_scale`` then takes the place of the other terms, that is LeWorldModel
-    (Maes et al. 2026, arXiv:2603.19312).
+    step as cheap as one frame. With ``gaussian_scale`` in place of the other terms this is in the manner of
+    LeWorldModel (Maes et al. 2026, arXiv:2603.19312). Video without known actions trains the representation, but no
+    dynamics.
 
     Features are latent and recurrent memory side by side, the ``latent`` entries first: those alone say where a goal
     is that is known by one frame (``first`` of the planner's objective). The terms of the loss each have a weight; 0
@@ -229,7 +230,7 @@ class JEPA:
         """The representation of this frame, and what is remembered of those before it."""
         self.spec.check_step(previous_action, observation, keys.shape[0])
         memory = self._apply(variables, "step", state.memory, state.latent, previous_action)[1]
-        memory = _forget(memory, is_first | ~state.known)
+        memory = clear_rows(memory, is_first | ~state.known)
         return JEPAState(self.encode(variables, observation), memory, jnp.ones_like(state.known))
 
     def predict(
@@ -242,7 +243,7 @@ class JEPA:
 
     def features(self, variables: Variables, state: JEPAState) -> Array:
         """``[B, latent + memory]``."""
-        return _features(state.latent, state.memory)
+        return _features(self, state.latent, state.memory)
 
     def decode(self, variables: Variables, state: JEPAState) -> Prediction:
         """What the heads make of the features; no part of them has shaped the representation."""
@@ -293,7 +294,7 @@ class JEPA:
         total = sum((getattr(self, f"{name}_scale") * term for name, term in terms.items()), jnp.zeros(()))
         watched = watch_collapse(latent, batch.valid)
 
-        features = _features(latent, memories)
+        features = _features(self, latent, memories)
         heads = onlooker_losses(self._apply(variables, "look", features), batch)
         metrics = {f"loss/{name}": value for name, value in (terms | heads).items()}
         return total + sum(heads.values(), jnp.zeros(())), Aux(metrics | watched, states)
@@ -316,7 +317,7 @@ class JEPA:
         def step(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
             memory, before = carry
             now, action, begins = inputs
-            memory = _forget(self._apply(variables, "remember", memory, before, action), begins)
+            memory = clear_rows(self._apply(variables, "remember", memory, before, action), begins)
             return (memory, now), memory
 
         begins = batch.is_first.at[:, 0].set(batch.is_first[:, 0] | ~start.known)
@@ -342,15 +343,19 @@ class JEPA:
         latent, real = states.latent, batch.transitions()
         segments = jnp.cumsum(batch.is_first, axis=1)[:, :-1]
         following, _ = self._apply(variables, "attend", latent[:, :-1], batch.action[:, :-1], segments)
-        errors = [jnp.mean(jnp.square(following - latent[:, 1:]), axis=-1)]
-        count = [real]
-        now, memory = latent[:, 0], self.init_state(len(latent)).memory
-        for t in range(self.unroll if self.unroll > 1 else 0):
-            now, memory = self._apply(variables, "step", memory, now, batch.action[:, t])
-            if t:
-                errors.append(jnp.mean(jnp.square(now - latent[:, t + 1]), axis=-1)[:, None])
-                count.append(jnp.all(real[:, : t + 1], axis=1, keepdims=True))
-        return masked_mean(jnp.concatenate(errors, axis=1), jnp.concatenate(count, axis=1))
+        errors = jnp.mean(jnp.square(following - latent[:, 1:]), axis=-1)
+        if self.unroll == 1:
+            return masked_mean(errors, real)
+
+        def step(carry: tuple[Array, PyTree], action: Array) -> tuple[tuple[Array, PyTree], Array]:
+            now, memory = self._apply(variables, "step", carry[1], carry[0], action)
+            return (now, memory), now
+
+        start = latent[:, 0], self.init_state(len(latent)).memory
+        _, ahead = scan_time(step, start, batch.action[:, : self.unroll])
+        further = jnp.mean(jnp.square(ahead - latent[:, 1 : self.unroll + 1]), axis=-1)[:, 1:]
+        reached = (jnp.cumprod(real[:, : self.unroll], axis=1) > 0)[:, 1:]
+        return masked_mean(jnp.concatenate([errors, further], axis=1), jnp.concatenate([real, reached], axis=1))
 
     def _inverse_error(self, variables: Variables, batch: Trajectory, neighbours: tuple[Array, Array]) -> Array:
         """Cross entropy in nats of a discrete action, squared error of another on the scale -1..1."""
@@ -365,11 +370,6 @@ class JEPA:
         return _Networks(self).apply({"params": variables["params"]}, *args, method=method)
 
 
-def _forget(memory: PyTree, where: Array) -> PyTree:
-    """Zeros in the rows ``where`` ``[B]`` bool; an empty cache is all zeros as well."""
-    return jax.tree.map(lambda x: jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), 0, x), memory)
-
-
-def _features(latent: Array, memory: PyTree) -> Array:
+def _features(model: JEPA, latent: Array, memory: PyTree) -> Array:
     """Latent ``[..., latent]`` and recurrent memory side by side."""
-    return jnp.concatenate([latent, memory], axis=-1) if isinstance(memory, jax.Array) else latent
+    return latent if model.history else jnp.concatenate([latent, memory], axis=-1)

@@ -19,7 +19,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from jaxwm.nn.layers import Linear, RMSNorm, activate
-from jaxwm.types import Array
+from jaxwm.types import Array, PyTree
 
 PERIOD = 1 << 16
 """Positions count modulo this. All angles turn a whole number of times in it, so nothing is lost by starting over."""
@@ -58,6 +58,11 @@ def rotate(x: Array, angles: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+def clear_rows(tree: PyTree, where: Array) -> PyTree:
+    """``tree`` ``[B, ...]`` with zeros in the rows ``where`` ``[B]`` bool."""
+    return jax.tree.map(lambda x: jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), 0, x), tree)
+
+
 class Cache(struct.PyTreeNode):
     """What a `FrameTransformer` keeps of the frames before: a ring of ``window`` frames for each of its blocks.
 
@@ -81,8 +86,8 @@ class Cache(struct.PyTreeNode):
 
     def forget(self, where: Array) -> Cache:
         """As good as new in the rows ``where`` ``[B]`` bool: an episode begins there."""
-        clear = lambda x: jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), 0, x)  # noqa: E731
-        return jax.tree.map(clear, self)
+        cache: Cache = clear_rows(self, where)
+        return cache
 
     def seen(self) -> Array:
         """``[B, window]``: which slots hold a frame of this episode."""

@@ -65,14 +65,14 @@ class World(Protocol):
 
 @runtime_checkable
 class GoalWorld(World, Protocol):
-    """A world in which every episode has a goal: what planners are told, and when they have succeeded."""
+    """A world in which every episode has a goal: what planners are told, and when they have succeeded.
+
+    It may also have ``with_goal(state, reached) -> state``: ``state`` with the goal to bring about what is so in
+    ``reached``, a state of the same episode. Goals by offset (`jaxwm.evaluation.control.Goals`) need it.
+    """
 
     def goal_state(self, state: PyTree) -> PyTree:
         """A state of the same episode in which it is solved; its ``observation`` is the goal to be shown."""
-        ...
-
-    def with_goal(self, state: PyTree, reached: PyTree) -> PyTree:
-        """``state`` with the goal to bring about what is so in ``reached``, a state of the same episode."""
         ...
 
     def is_solved(self, state: PyTree) -> Array:

@@ -3,6 +3,7 @@
 import collections
 import gc
 import itertools
+import json
 import threading
 import time
 
@@ -170,6 +171,22 @@ def test_missing_data_are_generated_once_and_other_data_refused(tmp_path, folder
     assert "test is" not in str(error.value)
     with pytest.raises(data.DataError, match="these data were not generated"):
         data.ensure_dataset(rooms(folder))
+
+
+def test_data_from_before_a_parameter_of_the_world_have_its_default(tmp_path):
+    data.ensure_dataset(rooms(tmp_path / "rooms"))
+    header = tmp_path / "rooms" / "spec.json"
+    old = json.loads(header.read_text())
+    del old["metadata"]["generate"]["world"]["background"]
+    header.write_text(json.dumps(old))
+    data.ensure_dataset(rooms(tmp_path / "rooms"))
+    other = rooms(tmp_path / "rooms")
+    world = other.generate.world.model_copy(update={"background": (1, 2, 3)})
+    changed = other.model_copy(update={"generate": other.generate.model_copy(update={"world": world})})
+    with pytest.raises(
+        data.DataError, match=r"world.background is \[18, 20, 30\] in the data, \[1, 2, 3\] in the conf"
+    ):
+        data.ensure_dataset(changed)
 
 
 def test_data_that_nothing_says_how_to_make_are_an_error(tmp_path):

@@ -95,22 +95,36 @@ def to_the_right(world, key, state):
 def test_goals_may_be_what_a_policy_reaches():
     world = Rooms(observe="state", goal_radius=0.03)
     keys = jax.random.split(KEY, 5)
-    state, step, wanted = control._reset(WorldEnvironments(world, 9), Goals(3, to_the_right), keys)
+    state, step, goals, wanted = control._reset(WorldEnvironments(world, 9), Goals(3, to_the_right), keys)
     for row in range(5):
         reached = start = jax.tree.map(lambda x: x[row], state.physical)  # noqa: B023
         for t in range(3):
             reached = world.step(jax.random.key(t), reached, jnp.array([1.0, 0.0])).state
         np.testing.assert_allclose(start.goal, reached.position, atol=1e-6)
-        np.testing.assert_allclose(wanted["position"][row], reached.position, atol=1e-6)
+        for name in ("position", "goal"):
+            np.testing.assert_allclose(wanted[name][row], reached.position, atol=1e-6)
+        np.testing.assert_allclose(goals.position[row], reached.position, atol=1e-6)
         np.testing.assert_allclose(step.observation["goal"][row], reached.position, atol=1e-6)
         assert np.linalg.norm(start.position - start.goal) > 0.01
-    _, _, own = control._reset(WorldEnvironments(world, 9), None, keys)
+    _, _, _, own = control._reset(WorldEnvironments(world, 9), None, keys)
     assert np.abs(own["position"] - wanted["position"]).max() > 0.1
     with pytest.raises(ValueError, match="expected at least 1 frame"):
         Goals(0)
     agent = PlanningAgent(Point(), GoalDistance("position"), CEM(4))
     with pytest.raises(ValueError, match="for worlds with goals"):
         evaluate_planning(agent, VARIABLES, KEY, WorldEnvironments(Bounce(size=8), 5), 4, goals=Goals(2))
+
+
+def test_nothing_to_do_is_no_error(planned):
+    """One episode at a time: some of them are solved at the start."""
+    agent = PlanningAgent(Point(), GoalDistance("position"), CEM(4, samples=32, elites=6, iterations=3), every=2)
+    environments = WorldEnvironments(HalfSolved(), 12)
+    one_by_one = evaluate_planning(agent, VARIABLES, KEY, environments, 7, batch=1, shown=1)
+    np.testing.assert_array_equal(one_by_one.is_scored, planned.is_scored)
+    np.testing.assert_array_equal(one_by_one.succeeded, planned.succeeded)
+    first = int(np.argmin(planned.is_scored))
+    nothing = dataclasses.replace(planned.scores, episodes=0, success=None, frames_to_goal=None)
+    assert first < 7 and pool([nothing])["success"] is None
 
 
 def test_several_planners_are_pooled_by_their_episodes(planned):
@@ -120,4 +134,4 @@ def test_several_planners_are_pooled_by_their_episodes(planned):
     ]
     pooled = pool(parts)
     assert (pooled["episodes"], pooled["success"], pooled["seeds"]) == (45, 35 / 45, [0.5, 1.0, 0.0])
-    assert pooled["interval"] == wilson_interval(35, 45) and pooled["actions_to_goal"] == 6.0
+    assert pooled["interval"] == wilson_interval(35, 45) and pooled["frames_to_goal"] == 6.0

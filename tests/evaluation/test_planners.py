@@ -9,12 +9,12 @@ import pytest
 from half_solved import HalfSolved
 from PIL import Image
 
-from jaxwm import cli, load_config, load_spec
+from jaxwm import cli, load_config, load_spec, train
 from jaxwm.config import ConfigError
 from jaxwm.data import DataError
 from jaxwm.envs.worlds import WorldEnvironments
-from jaxwm.evaluation import planners
-from jaxwm.evaluation.planners import configure_planning, plan_run, planning_agent, run_environments
+from jaxwm.evaluation import evaluate_run, planners
+from jaxwm.evaluation.planners import configure_planning, plan_run, planning_agent, run_environments, run_goals
 from jaxwm.planning import ICEM, MPPI, Reward, Weighted
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -61,11 +61,28 @@ def test_a_run_in_blocks_of_actions_is_played_in_blocks(tmp_path):
     config = load_config(CONFIGS / "jepa_lewm.yaml", [f"data.path={tmp_path / 'none'}"])
     environments = run_environments(types.SimpleNamespace(config=config))
     assert environments.spec == load_spec(config) and environments.spec.action.dim == 5 * 2
-    assert (environments.frame_skip, environments.length) == (5, 51)
+    assert (environments.frame_skip, environments.length) == (5, 11), "51 frames"
     with pytest.raises(DataError, match=r"data\.frame_skip is 5, but a block of discrete actions"):
         load_spec(load_config(CONFIGS / "jepa_lewm.yaml", ["data.path=x", "data.generate.world={name: dodge}"]))
     with pytest.raises(ConfigError, match=r"frame_skip is for recorded episodes"):
         load_config(CONFIGS / "dreamer_reach.yaml", ["data.frame_skip=2"])
+
+
+def test_a_model_of_blocks_is_trained_scored_and_plans_to_goals_by_offset(tmp_path):
+    overrides = [
+        f"data.path={tmp_path / 'rooms'}", "data.frame_skip=2", "data.length=6", "model.memory=0",
+        "data.generate.world={name: rooms, size: 16, show_goal: true}", "data.generate.length=16",
+        "stages.train.steps=2", "training.checkpoint_every=2", "training.evaluate_every=2", "evaluation.context=1",
+        "evaluation.horizon=5",
+        "planning={solver: {name: icem, horizon: 3, samples: 8, elites: 2, iterations: 2}, goal_offset: 3, length: 9, "
+        "objective: {there: {kind: goal, first: 8}}}",
+    ]  # fmt: skip
+    run = train(load_config(CONFIGS / "jepa_tiny.yaml", overrides), tmp_path / "run", progress=False)
+    assert run.spec.action.dim == 4
+    assert evaluate_run(run, 4).episodes == 4
+    scores = plan_run(run, 4, batch=4).scores
+    assert scores.episodes + scores.solved_at_start == 4 and run_goals(run).offset == 3
+    assert scores.frames_to_goal is None or scores.frames_to_goal <= 8
 
 
 def test_the_command_writes_scores_costs_and_a_video(planned, toy_run_dir, tmp_path, monkeypatch, capsys):
