@@ -186,7 +186,7 @@ def correlation(run, arguments):
 
 
 def speed(run, arguments):
-    """Dream steps in a second of a whole generation, strategy and controllers included."""
+    """Dream steps in a second of the trials of a generation, controllers included."""
     sizes = {
         "dodge": {},
         "paper_car_racing": {"latent": 32, "hidden": 256},

@@ -132,7 +132,10 @@ class Dreamer(RSSM):
             variables, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
         ).reshape(*imagined.shape, -1)  # fmt: skip
         going = self.discount * (1.0 - batch.is_terminal[:, 1:].astype(jnp.float32))
-        known = batch.valid[:, 1:] & ~batch.is_last[:, 1:]
+        # A run that was stopped in the middle of an episode goes on with another one, without a last step between.
+        cut = jnp.pad(batch.is_first[:, 1:], ((0, 0), (0, 1)))
+        ends = batch.is_last | cut
+        known = batch.valid[:, 1:] & ~ends[:, 1:]
         imagined = jax.lax.stop_gradient(imagined)
         returns = lambda_returns(
             batch.reward[:, :-1], going, imagined[:, 1:], imagined[:, -1], self.return_lambda * known
@@ -141,7 +144,7 @@ class Dreamer(RSSM):
         value = actor_critic.value(variables["params"]["critic"], features[:, :-1])
         slow = actor_critic.value(variables["targets"]["slow_critic"], jax.lax.stop_gradient(features[:, :-1])).mean()
         error = actor_critic.critic_error(value, returns, slow)
-        counts = batch.valid[:, :-1] & batch.valid[:, 1:] & ~batch.is_last[:, :-1]
+        counts = batch.valid[:, :-1] & batch.valid[:, 1:] & ~ends[:, :-1]
         return masked_mean(error, counts)
 
 

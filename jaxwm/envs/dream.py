@@ -1,6 +1,6 @@
 """A learned world as environments: what a model imagines, behind the face of the world that it was learned from.
 
-    >>> dream = load_dream("runs/cartpole", length=200)
+    >>> dream = load_dream("runs/rssm_cartpole", length=200)
     >>> state, step = dream.reset(jax.random.split(key, 64))
     >>> state, step = dream.step(keys, state, action)
 

@@ -1,7 +1,7 @@
 """A learned world as a Gymnasium environment: a library of reinforcement learning trains in it and needs no change.
 
-    >>> env = gymnasium.make("jaxwm.envs.dream_gym:jaxwm/Dream-v0", run="runs/cartpole", length=200)
-    >>> envs = DreamVectorEnv("runs/cartpole", 64, length=200)
+    >>> env = gymnasium.make("jaxwm.envs.dream_gym:jaxwm/Dream-v0", run="runs/rssm_cartpole", length=200)
+    >>> envs = DreamVectorEnv("runs/rssm_cartpole", 64, length=200)
 
 Spaces are those of the world that the model was learned from: a Box for each observation, in a Dict if there are
 several, and Discrete or Box actions. Importing this module registers ``jaxwm/Dream-v0``.

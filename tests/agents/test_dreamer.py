@@ -123,6 +123,13 @@ def test_the_loss_on_real_sequences_by_hand(given):
     loss = MODEL._replay_value_loss(variables, batch, states, imagined)
     assert float(loss) == pytest.approx(float(np.mean(errors)), rel=1e-4)
 
+    # The run was stopped at 2, without an end of the episode: nothing of the next one is credited to it.
+    expected[1] = 2.0 + d * 30.0
+    expected[0] = 1.0 + d * ((1 - lam) * 20.0 + lam * expected[1])
+    errors = [critic.critic_error(value, jnp.array([expected[t]]), jnp.zeros(1))[0] for t in (0, 1, 3, 4)]
+    loss = MODEL._replay_value_loss(variables, batch.replace(is_last=flag(5), is_terminal=flag()), states, imagined)
+    assert float(loss) == pytest.approx(float(np.mean(errors)), rel=1e-4)
+
 
 def test_the_agent_forgets_where_an_episode_begins_and_keeps_the_bounds(given):
     variables, _, batch = given
