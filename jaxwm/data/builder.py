@@ -1,8 +1,9 @@
 """The TFDS builder behind `jaxwm.data.episodes`, with a config for each world.
 
 TFDS brings the files, the features and their metadata; this builder cuts episodes into records and puts the index
-and the spec beside them, also for episodes that were recorded or imported. ``tfds.builder("jaxwm_episodes/bounce")`` works once this module is imported: it simulates
-the world of that name with the default counts of `jaxwm.data.generate`.
+and the spec beside them, also for episodes that were recorded or imported. ``tfds.builder("jaxwm_episodes/bounce")``
+works once this module is imported: it simulates the world of that name with the default counts of
+`jaxwm.data.generate`.
 """
 
 from __future__ import annotations
