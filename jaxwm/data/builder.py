@@ -1,9 +1,13 @@
-"""The TFDS builder behind `jaxwm.data.episodes`, with a config for each world.
+"""The TFDS builder behind `jaxwm.data.episodes`, with a config for each world and each recorded environment.
 
 TFDS brings the files, the features and their metadata; this builder cuts episodes into records and puts the index
-and the spec beside them, also for episodes that were recorded or imported. ``tfds.builder("jaxwm_episodes/bounce")``
-works once this module is imported: it simulates the world of that name with the default counts of
-`jaxwm.data.generate`.
+and the spec beside them, also for episodes that were imported. Once this module is imported,
+``tfds.builder("jaxwm_episodes/bounce")`` simulates the world of that name with the default counts of
+`jaxwm.data.generate`; ``tfds.builder("jaxwm_episodes/cartpole")`` records one of `jaxwm.data.recording.RECORDINGS`.
+Any other environment is a config of its own:
+
+    recording = Recording("Acrobot-v1", train=100, test=10, observe="vectors")
+    builder = JaxwmEpisodes(config=EpisodesConfig(name="acrobot", source=recording.source), data_dir="data")
 """
 
 from __future__ import annotations
@@ -30,26 +34,19 @@ from jaxwm.data.episodes import (
     FORMAT,
     DataError,
     Episode,
+    Source,
     check_episode,
     flatten,
     info_fields,
     layout,
     unflatten,
 )
-from jaxwm.types import Field, Spec
+from jaxwm.data.generate import simulated
+from jaxwm.data.recording import RECORDINGS
+from jaxwm.types import Field
 
 _SHARD_BYTES = 1 << 28
 """A file is closed when it has grown beyond this."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where the episodes of a data set come from: the arguments of `jaxwm.data.write_episodes`."""
-
-    name: str
-    spec: Spec
-    splits: Mapping[str, Iterable[Episode]]
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -60,9 +57,11 @@ class EpisodesConfig(tfds.core.BuilderConfig):
 
 
 def _simulated(world: str) -> Source:
-    from jaxwm.data.generate import simulated
-
     return simulated(worlds.WORLDS[world]())
+
+
+def _recorded(name: str) -> Source:
+    return RECORDINGS[name].source()
 
 
 class JaxwmEpisodes(tfds.core.GeneratorBasedBuilder):
@@ -72,11 +71,31 @@ class JaxwmEpisodes(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version(f"{FORMAT}.0.0")
     code_path = None  # there are no checksums of downloads beside this file to look for
     BUILDER_CONFIGS: ClassVar[list[EpisodesConfig]] = [
-        EpisodesConfig(
-            name=name, description=f"Simulated episodes of {name}", source=functools.partial(_simulated, name)
-        )
-        for name in sorted(worlds.WORLDS)
+        *(
+            EpisodesConfig(
+                name=name, description=f"Simulated episodes of {name}", source=functools.partial(_simulated, name)
+            )
+            for name in sorted(worlds.WORLDS)
+        ),
+        *(
+            EpisodesConfig(
+                name=name,
+                description=f"Recorded episodes of {recording.env_id}",
+                source=functools.partial(_recorded, name),
+            )
+            for name, recording in sorted(RECORDINGS.items())
+        ),
     ]
+
+    def __init__(self, *, file_format: str | None = None, **options: Any) -> None:
+        """See `tfds.core.DatasetBuilder`; the only format of the files is ``array_record``.
+
+        Raises:
+          DataError: another format.
+        """
+        if file_format not in (None, "array_record", tfds.core.FileFormat.ARRAY_RECORD):
+            raise DataError(f"file_format is {file_format!r}, expected 'array_record'")
+        super().__init__(file_format="array_record", **options)
 
     @functools.cached_property
     def _source(self) -> tuple[Source, tuple[Field, ...]]:
@@ -185,7 +204,7 @@ def prepare(source: Source, folder: pathlib.Path) -> pathlib.Path:
         name = JaxwmEpisodes.name
         BUILDER_CONFIGS: ClassVar[list[EpisodesConfig]] = [config]
 
-    builder = Writer(data_dir=folder, config=config, file_format="array_record")
+    builder = Writer(data_dir=folder, config=config)
     builder.download_and_prepare()
     return pathlib.Path(builder.data_dir)
 

@@ -174,6 +174,16 @@ def _check_actions(episode: Episode, spec: Spec, where: str) -> None:
         raise DataError(f"{where}: action at step {step} is {episode.action[step].tolist()}, expected {expected}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the episodes of a data set come from: the arguments of `jaxwm.data.write_episodes`."""
+
+    name: str
+    spec: Spec
+    splits: Mapping[str, Iterable[Episode]]
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def write_episodes(
     path: str | os.PathLike[str],
     spec: Spec,
@@ -196,7 +206,7 @@ def write_episodes(
     Raises:
       DataError: an episode that `check_episode` refuses, a split without episodes, or a path that is taken.
     """
-    from jaxwm.data.builder import Source, prepare
+    from jaxwm.data.builder import prepare
 
     path = pathlib.Path(path)
     with _staging(path) as staging:

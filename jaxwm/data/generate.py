@@ -8,16 +8,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
 from jaxwm import worlds
-from jaxwm.data.episodes import DataError, Episode, write_episodes
+from jaxwm.data.episodes import DataError, Episode, Source, write_episodes
 from jaxwm.types import Array, PyTree, Trajectory
-
-if TYPE_CHECKING:
-    from jaxwm.data.builder import Source
 
 _STEPS_TOGETHER = 2048
 """Simulated steps in one call: enough to keep a device busy, few enough to keep the frames in memory."""
@@ -110,8 +107,6 @@ def simulated(
     world: worlds.World, train: int = 400, test: int = 64, length: int = 64, policy: str = "random", seed: int = 0
 ) -> Source:
     """The data set that `generate_dataset` writes, not simulated yet."""
-    from jaxwm.data.builder import Source
-
     splits = {
         split: simulate(world, seed, count, length, policy, split)
         for split, count in (("train", train), ("test", test))

@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxwm.data.episodes import Episode, write_episodes
+from jaxwm.data.episodes import Episode, Source, write_episodes
 from jaxwm.envs import GymnasiumEnvironments, Recorder
+from jaxwm.envs.gymnasium import Observe
 
 
-def record_dataset(
-    path: str | os.PathLike[str],
-    recorder: Recorder,
-    *,
-    train: int,
-    test: int = 0,
-    seed: int = 0,
-    log: Callable[[str], None] | None = None,
-) -> None:
-    """Records ``train`` and ``test`` episodes with ``recorder`` and writes them to ``path``.
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A data set that can be recorded: an environment and how much of it.
 
-    The splits come from different seeds. The same recorder, counts and seed give the same data.
-
-    Raises:
-      DataError: the path is taken, or an episode holds numbers that are not finite.
-      EnvError: an environment failed, or the policy returned something that is not an action.
+    Args:
+      env_id: see `jaxwm.envs.Recorder`, as for all that is not said here.
+      train: episodes for training.
+      test: episodes held out; they come from another seed.
+      observe: which observations to keep.
+      max_length: observations after which an episode is cut.
+      parallel: copies of the environment.
+      seed: of everything random.
     """
-    log = log or (lambda line: None)
+
+    env_id: str
+    train: int
+    test: int = 0
+    observe: Observe = "pixels"
+    max_length: int | None = None
+    parallel: int = 4
+    seed: int = 0
+
+    def source(self) -> Source:
+        """The data set, not recorded yet.
+
+        Raises:
+          EnvError: gymnasium is missing, or there is no such environment.
+        """
+        recorder = Recorder(self.env_id, observe=self.observe, max_length=self.max_length, parallel=self.parallel)
+        return recorded(recorder, self.train, self.test, self.seed)
+
+
+RECORDINGS: Mapping[str, Recording] = {
+    "breakout": Recording("ALE/Breakout-v5", train=400, test=24, max_length=400),
+    "car_racing": Recording("CarRacing-v3", train=200, test=8, max_length=400),
+    "cartpole": Recording("CartPole-v1", train=600, test=40, observe="vectors", parallel=8),
+}
+"""The data sets of the shipped configurations, by their TFDS name; see `jaxwm.data.builder`."""
+
+
+def recorded(recorder: Recorder, train: int, test: int = 0, seed: int = 0) -> Source:
+    """The data set that `record_dataset` writes, not recorded yet."""
     counts = {"train": train, "test": test}
     splits = {
         split: map(Episode.of, recorder.episodes(count, seed, stream))
@@ -50,9 +76,31 @@ def record_dataset(
             **counts,
         }
     }
-    log(f"recording {train} + {test} episodes of {recorder.env_id} into {path}")
+    return Source(recorder.env_id, recorder.spec, splits, metadata)
+
+
+def record_dataset(
+    path: str | os.PathLike[str],
+    recorder: Recorder,
+    *,
+    train: int,
+    test: int = 0,
+    seed: int = 0,
+    log: Callable[[str], None] | None = None,
+) -> None:
+    """Records ``train`` and ``test`` episodes with ``recorder`` and writes them to ``path``.
+
+    The splits come from different seeds. The same recorder, counts and seed give the same data.
+
+    Raises:
+      DataError: the path is taken, or an episode holds numbers that are not finite.
+      EnvError: an environment failed, or the policy returned something that is not an action.
+    """
+    source = recorded(recorder, train, test, seed)
+    log = log or (lambda line: None)
+    log(f"recording {train} + {test} episodes of {source.name} into {path}")
     begin = time.perf_counter()
-    write_episodes(path, recorder.spec, splits, recorder.env_id, metadata)
+    write_episodes(path, source.spec, source.splits, source.name, source.metadata)
     log(f"wrote {train + test} episodes to {path} in {time.perf_counter() - begin:.1f} s")
 
 

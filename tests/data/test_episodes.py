@@ -93,13 +93,6 @@ def test_tfds_opens_the_folder_and_decodes_the_same(folder):
     assert "tensorflow" not in sys.modules
 
 
-def test_there_is_a_builder_config_for_each_world():
-    from jaxwm import worlds
-    from jaxwm.data.builder import JaxwmEpisodes
-
-    assert sorted(JaxwmEpisodes.builder_configs) == sorted(worlds.WORLDS)
-
-
 def broken(**fields):
     return dataclasses.replace(make_episode(6), **fields)
 
