@@ -97,10 +97,12 @@ def train(
         if progress:
             typer.echo(f"{folder}: {trained.step} updates done, figures in {folder / 'metrics.jsonl'}")
         return
-    from jaxwm.evaluation import VideoCallback
+    from jaxwm.evaluation import ProbeCallback, VideoCallback
     from jaxwm.training import train as start_training
 
-    trained = start_training(resolved, folder, [VideoCallback()] if videos else [], progress=progress)
+    trained = start_training(
+        resolved, folder, [ProbeCallback(), *([VideoCallback()] if videos else [])], progress=progress
+    )
     if progress:
         typer.echo(f"{folder}: {trained.step} steps done. Next: jaxwm report {folder}")
 

@@ -139,6 +139,8 @@ class StageConfig(Section):
 class TrainingConfig(Section):
     """What happens around the updates; the intervals count steps, 0 switches one off.
 
+    ``probe_every`` measures what can be read of the physical truth, where the episodes hold it (see
+    `jaxwm.evaluation.ProbeCallback`); an agent that lives through its own episodes does not.
     ``keep`` checkpoints are kept beside the best one; ``ema`` is the decay of an average of the parameters;
     ``init_from`` names a run whose parameters are the start (``init_strict``: all of them must fit).
     """
@@ -148,6 +150,7 @@ class TrainingConfig(Section):
     keep: PositiveInt = 2
     evaluate_every: NonNegativeInt = 1000
     video_every: NonNegativeInt = 1000
+    probe_every: NonNegativeInt = 0
     ema: Fraction | None = None
     init_from: str | None = None
     init_strict: bool = True

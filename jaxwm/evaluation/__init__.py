@@ -14,6 +14,7 @@ _HOMES = {
     "PlanningScores": "control",
     "Probes": "probes",
     "Scores": "scores",
+    "ProbeCallback": "callbacks",
     "VideoCallback": "callbacks",
     "contact_sheet": "clips",
     "evaluate": "video",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from jaxwm import data
-from jaxwm.evaluation import clips, runs, video
+from jaxwm.evaluation import clips, probes, runs, video
 from jaxwm.types import Trajectory
 
 if TYPE_CHECKING:
@@ -67,6 +67,33 @@ class VideoCallback:
         length = min(settings.context + settings.horizon, longest)
         chosen = runs.longest_first(source, self.episodes, length)
         return source.windows(chosen, [0] * len(chosen), length)
+
+
+@dataclasses.dataclass
+class ProbeCallback:
+    """For `jaxwm.training.train`: what a linear probe reads of the physical truth; see `jaxwm.evaluation.probe_run`.
+
+    At every ``probe`` event and, where ``training.probe_every`` asks for any, at the end it logs R^2 on held-out
+    episodes as ``probe/position`` and so on.
+
+    Args:
+      episodes: training episodes to fit the probe on.
+      context: frames at the beginning of each episode that do not count.
+
+    Raises:
+      DataError, ValueError: at the event, if there are no held-out episodes or they hold no physical truth.
+    """
+
+    episodes: int = 64
+    context: int = 5
+
+    def __call__(self, event: Event) -> None:
+        """Probes and logs at ``probe`` and ``end`` events; others are left alone."""
+        if event.name not in ("probe", "end") or not event.config.training.probe_every:
+            return
+        truth = probes.open_truth(event.config, event.model.spec, self.episodes, self.context)
+        reading = truth.read(event.model, event.variables, event.config.seed)
+        event.log({f"probe/{name}": score for name, score in probes.fit_linear(reading).items()})
 
 
 def draw(rollout: video.OpenLoop, count: int, scale: int, columns: int = 2) -> clips.Pixels | None:

@@ -23,11 +23,12 @@ from flax import linen as nn
 from jaxwm.evaluation import runs
 from jaxwm.imagination import observe_sequence
 from jaxwm.nn import MLP, Linear
-from jaxwm.types import Array, PyTree, Trajectory, Variables, WorldModel, example_batch
+from jaxwm.types import Array, PyTree, Spec, Trajectory, Variables, WorldModel, example_batch
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from jaxwm.config import Config
     from jaxwm.training import Run
 
 Read = tuple[list[np.ndarray], dict[str, list[np.ndarray]]]
@@ -92,8 +93,40 @@ def probe_run(run: Run, episodes: int = 256, context: int = 5, *, length: int | 
       DataError: no episodes, or of another kind than the model was made for.
       ValueError: the episodes hold no physical truth, or are not longer than ``context``.
     """
-    counts = {"train": episodes, "test": run.config.evaluation.episodes}
-    sources = {split: runs.matching_split(run.config, run.spec, split, count) for split, count in counts.items()}
+    truth = open_truth(run.config, run.spec, episodes, context, length)
+    fresh = jax.jit(run.model.init)(jax.random.key(seed + 1), example_batch(run.spec, 1, 2))
+    found = []
+    for variables in (run.variables, fresh):
+        reading = truth.read(run.model, variables, seed)
+        scores = {kind: fit(reading, seed) for kind, fit in KINDS.items()}
+        found.append({name: {kind: score[name] for kind, score in scores.items()} for name in reading.truth})
+    frames, features = reading.features.testing.shape
+    return Probes(found[0], found[1], features - 1, frames, context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """Episodes that hold the physical truth: ``train`` and ``test`` give their batches anew at each call."""
+
+    train: Callable[[], Iterable[Trajectory]]
+    test: Callable[[], Iterable[Trajectory]]
+    context: int
+
+    def read(self, model: WorldModel, variables: Variables, seed: int = 0) -> Reading:
+        """What ``model`` makes of them, beside what there is to be read."""
+        read = (read_features(model, variables, split(), self.context, seed) for split in (self.train, self.test))
+        return divide(*read)
+
+
+def open_truth(config: Config, spec: Spec, episodes: int, context: int, length: int | None = None) -> Truth:
+    """The first ``episodes`` training episodes and the held-out ones of ``evaluation``; see `probe_run`.
+
+    Raises:
+      DataError: no episodes, or of another kind than ``spec``.
+      ValueError: the episodes hold no physical truth, or are not longer than ``context``.
+    """
+    counts = {"train": episodes, "test": config.evaluation.episodes}
+    sources = {split: runs.matching_split(config, spec, split, count) for split, count in counts.items()}
     longest = min(int(source.lengths[: counts[split]].max(initial=0)) for split, source in sources.items())
     steps = min(length or longest, longest)
     if steps <= context:
@@ -102,18 +135,8 @@ def probe_run(run: Run, episodes: int = 256, context: int = 5, *, length: int | 
         )
     batches = {split: functools.partial(runs.batches, sources[split], counts[split], steps) for split in counts}
     if not next(batches["train"]()).info:
-        raise ValueError(
-            f"{run.config.data.path}: these episodes hold no physical truth, so there is nothing to probe"
-        )
-    fresh = jax.jit(run.model.init)(jax.random.key(seed + 1), example_batch(run.spec, 1, 2))
-    found = []
-    for variables in (run.variables, fresh):
-        read = {split: read_features(run.model, variables, batches[split](), context, seed) for split in batches}
-        reading = divide(read["train"], read["test"])
-        scores = {kind: fit(reading, seed) for kind, fit in KINDS.items()}
-        found.append({name: {kind: score[name] for kind, score in scores.items()} for name in reading.truth})
-    frames, features = reading.features.testing.shape
-    return Probes(found[0], found[1], features - 1, frames, context)
+        raise ValueError(f"{config.data.path}: these episodes hold no physical truth, so there is nothing to probe")
+    return Truth(**batches, context=context)
 
 
 def read_features(

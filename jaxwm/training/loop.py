@@ -48,7 +48,7 @@ from jaxwm.types import Array, PyTree, Trajectory, Variables, WorldModel, exampl
 STEPS_AHEAD = 4
 """Updates that may wait for the devices: enough to keep them busy, few enough to bound the memory of their batches."""
 
-EventName = Literal["evaluate", "video", "end"]
+EventName = Literal["evaluate", "video", "probe", "end"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +56,8 @@ class Event:
     """What a callback gets.
 
     Attributes:
-      name: ``evaluate`` and ``video`` come at the intervals of the configuration, ``end`` after the last step.
+      name: ``evaluate``, ``video`` and ``probe`` come at the intervals of the configuration, ``end`` after the last
+        step.
       step: updates done.
       config: the configuration of the run.
       model: the model in training.
@@ -260,6 +261,9 @@ class _Session:
         settings, step = self.config.training, int(state.step)
         if step >= phase.stop:
             return state
+        events: dict[EventName, int] = {
+            "evaluate": settings.evaluate_every, "video": settings.video_every, "probe": settings.probe_every
+        }  # fmt: skip
         key = place(self.row_key, replicated(self.mesh))
         windows = _windows(self.config, self.episodes, step)
         with contextlib.closing(windows):
@@ -299,10 +303,9 @@ class _Session:
                     self.store.save(state, at)
                 if stop is not None:
                     raise Interrupted(stop, step, self.path)
-                if not (is_last and is_final) and _is_due(step, settings.evaluate_every):
-                    self.call("evaluate", state)
-                if not (is_last and is_final) and _is_due(step, settings.video_every):
-                    self.call("video", state)
+                for name, every in events.items():
+                    if not (is_last and is_final) and _is_due(step, every):
+                        self.call(name, state)
                 watch.resume()
         return state
 

@@ -43,6 +43,7 @@ MAY_CHANGE = (
     "training.keep",
     "training.evaluate_every",
     "training.video_every",
+    "training.probe_every",
     "training.tensorboard",
     "training.wandb",
     "evaluation.*",
