@@ -5,7 +5,7 @@ out, and a predictor says what a slowly following copy of it makes of the missin
 is frozen, and a transformer that is causal in time predicts the patches of the next frame from action, proprioception
 and patches of the frames so far. A decoder and heads that send no gradient back make it visible.
 
-Read top to bottom: the masks, the networks, the state, the model.
+Read top to bottom: the state, the networks, the model.
 """
 
 from __future__ import annotations
@@ -27,44 +27,11 @@ from jaxwm.nn import Linear, patchify
 from jaxwm.nn.attention import Cache, FrameTransformer, TokenTransformer
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.layers import symlog
+from jaxwm.nn.masks import draw_blocks, visible_at_most
 from jaxwm.nn.representation import watch_collapse
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-_ASPECT = (0.75, 1.5)
-
-
-def draw_blocks(key: Array, grid: tuple[int, int], count: int, share: float) -> Array:
-    """``[rows, columns]`` bool: the union of ``count`` blocks, each of about ``share`` of the area.
-
-    Their aspect ratio, height over width, is drawn from 0.75 to 1.5, evenly in its logarithm.
-    """
-    rows, columns = grid
-    aspect_key, top_key, left_key = jax.random.split(key, 3)
-    aspect = jnp.exp(
-        jax.random.uniform(aspect_key, (count, 1, 1), minval=math.log(_ASPECT[0]), maxval=math.log(_ASPECT[1]))
-    )
-    area = share * rows * columns
-    height = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, rows)
-    width = jnp.clip(jnp.round(area / height), 1, columns)
-    top = jnp.floor(jax.random.uniform(top_key, height.shape) * (rows - height + 1))
-    left = jnp.floor(jax.random.uniform(left_key, width.shape) * (columns - width + 1))
-    y, x = jnp.arange(rows)[:, None], jnp.arange(columns)
-    return jnp.any((y >= top) & (y < top + height) & (x >= left) & (x < left + width), axis=0)
-
-
-def visible_at_most(grid: tuple[int, int], share: float) -> int:
-    """Patches outside of a block of ``share`` of the area, at most: a static length for what an encoder sees."""
-    rows, columns = grid
-    heights = range(1, rows + 1)
-    areas = [
-        height * min(max(round(share * rows * columns / height), 1), columns)
-        for height in heights
-        if math.floor(math.sqrt(share * rows * columns * _ASPECT[0]))
-        <= height
-        <= math.ceil(math.sqrt(share * rows * columns * _ASPECT[1]))
-    ]
-    return max(rows * columns - min(areas, default=1), 1)
 
 
 def layer_norm(x: Array) -> Array:
