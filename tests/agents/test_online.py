@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxwm
+from jaxwm.agents import online
 from jaxwm.agents.experience import Cycle, plan_cycle
 from jaxwm.agents.online import train_agent
 from jaxwm.config import ConfigError
@@ -173,3 +174,24 @@ def test_families_that_do_not_act_and_other_stages(tmp_path, old, new, message):
     with pytest.raises(ConfigError, match=message):
         train_agent(jaxwm.load_config(tmp_path / "other.yaml"), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_begins_from_what_its_environments_really_show(monkeypatch, tmp_path):
+    given = {}
+
+    def init_state(model, stage, optimizer, key, batch, **_):
+        given["batch"] = batch
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(online, "init_state", init_state)
+    with pytest.raises(KeyboardInterrupt):
+        train_agent(config("data.collect.world.observe=pixels"), tmp_path / "run", progress=False)
+    batch = given["batch"]
+    world = jaxwm.worlds.make_world("rooms", size=16, observe="pixels", reward="distance", terminal=False)
+    frames = batch.observation["image"]
+    # The four copies stand in different places of the same picture.
+    assert frames.shape == (4, 1, *world.spec.images[0].shape) and batch.valid.all()
+    assert frames.std() > 10 and (frames[0] != frames[1]).any()
+    look = jax.jit(jax.vmap(lambda key: world.observation(world.reset(key))["image"]))
+    others = np.asarray(look(jax.random.split(jax.random.key(9), 50)), float)
+    assert np.abs(np.asarray(frames, float).mean((0, 1)) - others.mean(0)).mean() < 5
