@@ -48,7 +48,7 @@ from jaxwm.training.interruption import Interrupted, Interruption
 from jaxwm.training.loop import Event, EventName, notify, own_copy
 from jaxwm.training.metrics import Metrics, mean_figures
 from jaxwm.training.run import Run
-from jaxwm.training.sharding import make_mesh
+from jaxwm.training.sharding import make_mesh, replicated
 from jaxwm.training.stages import Phase, find_phase, plan_phases
 from jaxwm.training.update import TrainState, abstract_state, init_state, nonfinite_error, update_step
 from jaxwm.types import Array, Trajectory
@@ -191,7 +191,8 @@ class _Loop:
             # A run that goes on must not live through its first episodes again.
             world, step = None, self.environments.reset(self.config.seed + (self.store.latest or 0))
         experience = begin_experience(self.model.spec, self.agent, count, self.settings.capacity, step, world)
-        return jax.tree.map(jnp.array, experience)
+        # Placed as updates leave it: otherwise a run that goes on would compile its first update and then the others.
+        return jax.device_put(jax.tree.map(jnp.array, experience), replicated(self.mesh))
 
     def decisions_at(self, updates: int) -> int:
         """Decisions that ``updates`` updates take, beginnings of episodes counted as such."""
