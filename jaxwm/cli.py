@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxwm.commands import RunArgument, Step, example, open_run, pretrained
+from jaxwm.commands import Data, RunArgument, Step, example, open_run, pretrained
 from jaxwm.evaluation.cli import evaluate, imagine, plan, report
 
 app = typer.Typer(
@@ -158,6 +158,7 @@ def evolve(
     ] = None,
     out: Annotated[pathlib.Path | None, typer.Option(help="Its folder; by default RUN/evolution.")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="How many to score the controller by.")] = 100,
+    data: Data = None,
     step: Step = None,
 ) -> None:
     """Evolves a linear controller in the dream of a model, and scores it there and in the simulator it has never seen.
@@ -170,7 +171,7 @@ def evolve(
     for override in overrides or ():
         if not override.startswith("evolution."):
             raise ValueError(f"{override}: only the section evolution can be overridden, the model is trained")
-    loaded = open_run(run, step)
+    loaded = open_run(run, step, data)
     values = loaded.config.model_dump(mode="json", serialize_as_any=True)
     settings = parse_config(values, overrides or (), source=str(run)).evolution
     folder = out or run / "evolution"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.resources
 import inspect
 import pathlib
@@ -18,6 +17,7 @@ RunArgument = Annotated[
     pathlib.Path | None,
     typer.Argument(metavar="RUN", help="The folder of a run; without it the small trained model of the package."),
 ]
+Data = Annotated[pathlib.Path | None, typer.Option(help="Other episodes than those of the run's configuration.")]
 Step = Annotated[str | None, typer.Option(help="Which checkpoint: a step, or 'best'; by default the latest.")]
 
 
@@ -58,7 +58,4 @@ def open_run(folder: pathlib.Path | None, step: str | None, data: pathlib.Path |
     if step is not None and step != "best" and not step.isdigit():
         raise ValueError(f"--step is {step!r}, expected a number or 'best'")
     run = load_run(folder or pretrained(), int(step) if step is not None and step.isdigit() else step)
-    if data is None:
-        return run
-    section = run.config.data.model_copy(update={"path": str(data), "generate": None})
-    return dataclasses.replace(run, config=run.config.model_copy(update={"data": section}))
+    return run if data is None else run.with_data(data)

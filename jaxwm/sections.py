@@ -54,12 +54,14 @@ class CollectConfig(Section):
 
     The environment is a Gymnasium id (``environment``) or a simulator (``world``), whose episodes are cut after
     ``length`` decisions. A decision is an action that the agent chooses; it is repeated for ``repeat`` frames.
+    ``options`` are arguments of ``gymnasium.make``.
     ``train_ratio`` is how many steps of replayed windows are trained on for each decision, so that a run of U updates
     of ``batch`` windows of ``length`` steps makes U * batch * length / train_ratio decisions, after the ``prefill``
     before the first update. The replay holds ``capacity`` steps.
     """
 
     environment: str | None = None
+    options: dict[str, bool | int | float | str] = {}
     world: WorldConfig | None = None
     copies: PositiveInt = 1
     length: Annotated[int, Field(ge=2)] | None = None
@@ -78,6 +80,8 @@ class CollectConfig(Section):
             raise ValueError("a world needs the length of an episode")
         if self.world is not None and self.repeat != 1:
             raise ValueError("repeat is for environments, a world has its own time step")
+        if self.world is not None and self.options:
+            raise ValueError("options are for environments, a world takes its own fields")
         return self
 
 
@@ -106,6 +110,13 @@ class DataConfig(Section):
         if self.collect is not None and self.frame_skip != 1:
             raise ValueError("frame_skip is for recorded episodes; an agent repeats its actions (collect.repeat)")
         return self
+
+    @property
+    def simulation(self) -> GenerateConfig | None:
+        """How such episodes are simulated: as ``generate`` says, or by random play in the world of ``collect``."""
+        if self.collect is None or self.collect.world is None or self.collect.length is None:
+            return self.generate
+        return GenerateConfig(world=self.collect.world, length=self.collect.length)
 
 
 class OptimizerConfig(Section):

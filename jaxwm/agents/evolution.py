@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm import data
 from jaxwm.acting import PolicyAgent, play, play_world
 from jaxwm.config import EvolutionConfig, build_world
 from jaxwm.data.episodes import read_header
 from jaxwm.data.recording import reopen
 from jaxwm.envs.worlds import WorldEnvironments
+from jaxwm.evaluation.runs import matching_split
 from jaxwm.imagination import Policy, observe_sequence, row_keys
 from jaxwm.models.base import masked_mean
 from jaxwm.training.interruption import Interrupted, Interruption
@@ -293,10 +293,9 @@ def dream_trials(
 
 def dream_starts(run: Run, count: int, seed: int = 0, split: str = "train") -> PyTree:
     """The model's states ``[S, ...]`` after the first frame of up to ``count`` episodes of the run's data."""
-    data.ensure_dataset(run.config.data)
-    episodes = data.open_data(run.config.data, split)
-    first = data.episode_batch(episodes, range(min(count, len(episodes))), 1)
-    first = dataclasses.replace(first, info={})
+    episodes = matching_split(run.config, run.spec, split, count)
+    rows = range(min(count, len(episodes.lengths)))
+    first = dataclasses.replace(episodes.windows(rows, [0] * len(rows), 1), info={})
     return observe_sequence(run.model, run.variables, jax.random.key(seed), first).final_state
 
 
@@ -336,8 +335,8 @@ def score_controller(
     inputs = (params[0], starts, jnp.float32(settings.temperature))
     alone = jax.tree.map(lambda x: x[None], params[1])
     scores = {"dream": _try(trials, inputs, alone, dream_key)[0]}
-    if run.config.data.generate is not None:
-        world = build_world(run.config.data.generate.world)
+    if (simulation := run.config.data.simulation) is not None:
+        world = build_world(simulation.world)
         skip = run.config.data.frame_skip
         environments = WorldEnvironments(world, settings.horizon + 1, skip)
         scores["world"] = play_world(agent, params, world_key, environments, episodes).score

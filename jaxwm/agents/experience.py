@@ -16,12 +16,12 @@ from flax import struct
 from jaxwm.acting import Agent
 from jaxwm.config import ConfigError
 from jaxwm.data import replay as replays
-from jaxwm.data.replay import Record, Replay
+from jaxwm.data.replay import Record, Replay, Windows
 from jaxwm.envs.base import Step
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.imagination import row_keys
 from jaxwm.training.update import TrainState
-from jaxwm.types import Array, PyTree, Spec, Variables
+from jaxwm.types import Array, PyTree, Spec, Trajectory, Variables, example_batch
 
 
 class Experience(struct.PyTreeNode):
@@ -85,6 +85,12 @@ def begin_experience(spec: Spec, agent: Agent, count: int, capacity: int, step: 
     return Experience(empty, memory, step, world, zeros, zeros.astype(jnp.int32), jnp.zeros((), jnp.int32))
 
 
+def first_frames(spec: Spec, experience: Experience) -> Trajectory:
+    """What the environments show before anything was done in them, ``[N, 1, ...]``; models may start from its mean."""
+    batch = example_batch(spec, experience.step.reward.shape[0], 1)
+    return batch.replace(observation={name: frame[:, None] for name, frame in experience.step.observation.items()})
+
+
 def choose(agent: Agent, variables: Variables, key: Array, experience: Experience) -> tuple[Array, PyTree]:
     """The actions ``[N, A]`` for what the environments show, and the new memory."""
     step = experience.step
@@ -116,6 +122,11 @@ def live(
     return experience, finished
 
 
+def rest(experience: Experience) -> tuple[Experience, Finished]:
+    """A step at which nothing happens, in place of `live`: there is no going on with what is not finite."""
+    return experience, Finished(jnp.zeros_like(experience.step.is_last), experience.score, experience.length)
+
+
 def live_in_worlds(
     agent: Agent, environments: WorldEnvironments, variables: Variables, key: Array, experience: Experience
 ) -> tuple[Experience, Finished]:
@@ -136,9 +147,21 @@ def learn(
     state: TrainState,
     experience: Experience,
 ) -> tuple[TrainState, Experience, dict[str, Array]]:
-    """One update on windows of the replay, whose kept states are refreshed by it."""
+    """One update on windows of the replay, whose kept states are refreshed by it.
+
+    One that is not finite leaves the experience as it was, and so does any later one: `draw` gives its windows again.
+    """
+    replay, windows, where, update_key = draw(batch, length, key, state, experience)
+    state, metrics, states = update(state, update_key, windows)
+    kept = experience.replay
+    replay = jax.lax.cond(state.healthy, lambda: replays.refresh(replay, where, states), lambda: kept)
+    return state, experience.replace(replay=replay), metrics
+
+
+def draw(
+    batch: int, length: int, key: Array, state: TrainState, experience: Experience
+) -> tuple[Replay, Trajectory, Windows, Array]:
+    """What the next update learns from, as `jaxwm.data.replay.sample` gives it, and its key."""
     sample_key, update_key = jax.random.split(key)
     sample_key = jax.random.fold_in(sample_key, state.step)
-    replay, windows, where = replays.sample(experience.replay, sample_key, batch, length)
-    state, metrics, states = update(state, update_key, windows)
-    return state, experience.replace(replay=replays.refresh(replay, where, states)), metrics
+    return (*replays.sample(experience.replay, sample_key, batch, length), update_key)

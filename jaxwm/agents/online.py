@@ -29,13 +29,15 @@ from jaxwm.agents.experience import (
     Finished,
     begin_experience,
     choose,
+    draw,
+    first_frames,
     learn,
     live,
     live_in_worlds,
     plan_cycle,
+    rest,
 )
 from jaxwm.config import Config, ConfigError, build_model
-from jaxwm.data import replay as replays
 from jaxwm.envs.base import Environments
 from jaxwm.envs.opening import opened
 from jaxwm.envs.worlds import WorldEnvironments
@@ -46,10 +48,10 @@ from jaxwm.training.interruption import Interrupted, Interruption
 from jaxwm.training.loop import Event, EventName, notify, own_copy
 from jaxwm.training.metrics import Metrics, mean_figures
 from jaxwm.training.run import Run
-from jaxwm.training.sharding import make_mesh
+from jaxwm.training.sharding import make_mesh, replicated
 from jaxwm.training.stages import Phase, find_phase, plan_phases
 from jaxwm.training.update import TrainState, abstract_state, init_state, nonfinite_error, update_step
-from jaxwm.types import Array, example_batch
+from jaxwm.types import Array, Trajectory
 
 
 def train_agent(
@@ -161,7 +163,6 @@ class _Loop:
 
     def restore_or_begin(self) -> tuple[TrainState, Experience]:
         """The state and the experience of the last checkpoint, or fresh ones."""
-        batch = example_batch(self.model.spec, self.config.data.batch, self.config.data.length)
         ema, optimizer = self.config.training.ema, self.phase.optimizer()
 
         def abstract(progress: Progress) -> TrainState:
@@ -169,6 +170,7 @@ class _Loop:
             return abstract_state(self.model, stage, optimizer, batch, ema=ema, mesh=self.mesh)
 
         fresh = self.begin_experience()
+        batch = first_frames(self.model.spec, fresh)
         restored = self.store.restore(abstract, jax.tree.map(_shape, fresh))
         if restored is None:
             state = init_state(self.model, self.phase.stage, optimizer, self.init_key, batch, ema=ema, mesh=self.mesh)
@@ -189,7 +191,8 @@ class _Loop:
             # A run that goes on must not live through its first episodes again.
             world, step = None, self.environments.reset(self.config.seed + (self.store.latest or 0))
         experience = begin_experience(self.model.spec, self.agent, count, self.settings.capacity, step, world)
-        return jax.tree.map(jnp.array, experience)
+        # Placed as updates leave it: otherwise a run that goes on would compile its first update and then the others.
+        return jax.device_put(jax.tree.map(jnp.array, experience), replicated(self.mesh))
 
     def decisions_at(self, updates: int) -> int:
         """Decisions that ``updates`` updates take, beginnings of episodes counted as such."""
@@ -270,8 +273,10 @@ class _Loop:
         figures: dict[str, Array] = {}
         for _ in range(cycles):
             for _ in range(cycle.steps):
-                action, memory = self.choose(state.variables, self.live_key, experience)
-                following = self.environments.step(np.asarray(action))
+                chosen, memory = self.choose(state.variables, self.live_key, experience)
+                action = np.asarray(chosen)
+                self.check_finite(state, experience)  # for the action the last update is over: nothing waits for this
+                following = self.environments.step(action)
                 experience, finished = self.live(experience, action, memory, following, None)
                 log.episodes(finished)
             for _ in range(cycle.updates):
@@ -299,7 +304,8 @@ class _Loop:
         def one_cycle(carry: tuple[TrainState, Experience], _: None) -> tuple[Any, Any]:
             state, experience = carry
             one_step = functools.partial(live_in_worlds, self.agent, worlds, state.variables, self.live_key)
-            experience, finished = jax.lax.scan(lambda life, _: one_step(life), experience, length=cycle.steps)
+            go_on = lambda life, _: jax.lax.cond(state.healthy, one_step, rest, life)  # noqa: E731
+            experience, finished = jax.lax.scan(go_on, experience, length=cycle.steps)
             metrics: dict[str, Array] = {}
             if cycle.updates:
                 (state, experience), metrics = jax.lax.scan(one_update, (state, experience), length=cycle.updates)
@@ -330,16 +336,16 @@ class _Loop:
         return values["evaluation/score"]
 
     def check_finite(self, state: TrainState, experience: Experience) -> None:
-        """Raises NonFiniteError if an update was not finite; the state is then still the one before it."""
+        """Raises NonFiniteError if an update was not finite; state and experience are still those before it."""
         if bool(state.healthy):
             return
-        sample_key, update_key = jax.random.split(self.learn_key)
-        sample_key = jax.random.fold_in(sample_key, int(state.step))
-        data = self.config.data
-        _, windows, _ = replays.sample(experience.replay, sample_key, data.batch, data.length)
-        what = f"update {int(state.step)} of the agent"
-        end = self.store.kept(self.path)
-        raise nonfinite_error(self.model, self.phase.stage, state, update_key, windows, self.mesh, what, end)
+        length = self.config.data.length
+        _, batch, windows, key = draw(self.config.data.batch, length, self.learn_key, state, experience)
+        broken = np.flatnonzero(~_finite_rows(batch))
+        places = zip(windows.stream[broken].tolist(), windows.start[broken].tolist(), strict=True)
+        lines = [f"copy {stream}, steps {start} to {start + length - 1} of its life" for stream, start in places]
+        what, end = f"update {int(state.step)} of the agent", "; ".join([*lines, self.store.kept(self.path)])
+        raise nonfinite_error(self.model, self.phase.stage, state, key, batch, self.mesh, what, end)
 
 
 class _Log:
@@ -383,6 +389,12 @@ class _Log:
         self.note(step, means)
         self.report.figures(step, stage, means["train/loss"], means["train/steps_per_second"])
         self._figures, self._scores, self._lengths = [], [], []
+
+
+def _finite_rows(batch: Trajectory) -> np.ndarray:
+    """``[B]``: which windows hold nothing but finite values."""
+    leaves = [np.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in jax.tree.leaves(jax.device_get(batch))]
+    return np.all(leaves, axis=0)
 
 
 def _shape(leaf: Array) -> jax.ShapeDtypeStruct:

@@ -184,6 +184,7 @@ def load_dream(
     temperature: float = 1.0,
     penalty: float | None = None,
     split: str = "train",
+    data: str | os.PathLike[str] | None = None,
     seed: int = 0,
     step: int | str | None = None,
 ) -> DreamEnvironments:
@@ -200,6 +201,8 @@ def load_dream(
       temperature: of the dreams.
       penalty: on uncertainty, see `DreamEnvironments`.
       split: of the data.
+      data: other episodes than those of the run's configuration. An agent that lived through its own leaves none on
+        disk; its dreams begin with random play where its world is a simulated one, and need these where it is not.
       seed: of what is chosen, and of the model's states.
       step: which checkpoint, as in `jaxwm.load_run`.
 
@@ -216,6 +219,7 @@ def load_dream(
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     run = load_run(run, step) if isinstance(run, str | os.PathLike) else run
+    run = run if data is None else run.with_data(data)
     context = context or run.config.evaluation.context
     source = matching_split(run.config, run.spec, split, starts)
     rng = np.random.default_rng(seed)

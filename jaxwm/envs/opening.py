@@ -23,7 +23,7 @@ def open_environments(settings: CollectConfig, count: int) -> WorldEnvironments 
     assert settings.environment is not None  # the configuration has checked that there is one of the two
     return GymnasiumEnvironments(
         settings.environment, count, observe=settings.observe, size=settings.size, repeat=settings.repeat,
-        max_length=settings.length,
+        max_length=settings.length, options=settings.options,
     )  # fmt: skip
 
 

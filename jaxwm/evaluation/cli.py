@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from jaxwm.commands import RunArgument, Step, example, open_run, pretrained
+from jaxwm.commands import Data, RunArgument, Step, example, open_run, pretrained
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Split = Annotated[str, typer.Option(help="Of the data: test or train.")]
 Horizon = Annotated[int | None, typer.Option(min=1, help="Frames to imagine; by default as the configuration says.")]
-Data = Annotated[pathlib.Path | None, typer.Option(help="Other episodes than those of the run's configuration.")]
 Context = Annotated[
     int | None, typer.Option(min=1, help="Frames to show; by default as the run's configuration says.")
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import jax
 
@@ -92,14 +92,14 @@ def run_environments(run: Run) -> WorldEnvironments:
     from jaxwm.config import build_world
 
     data, settings = run.config.data, run.config.planning
-    source = data.generate or data.collect
-    if source is None or source.world is None:
+    source = data.simulation
+    if source is None:
         raise ValueError(
             "data.generate is missing: planning is scored in the simulated world of a run, and its episodes are others"
         )
     length = settings.length if settings is not None and settings.length is not None else source.length
     # At most so many frames, in whole blocks.
-    steps = (cast("int", length) - 1) // data.frame_skip + 1
+    steps = (length - 1) // data.frame_skip + 1
     return WorldEnvironments(build_world(source.world), steps, data.frame_skip)
 
 
@@ -109,7 +109,7 @@ def run_goals(run: Run) -> Goals | None:
     Raises:
       DataError: the policy of the data is not one of the world.
     """
-    settings, source = run.config.planning, run.config.data.generate
+    settings, source = run.config.planning, run.config.data.simulation
     if settings is None or settings.goal_offset is None:
         return None
     names = source.policy if source is not None else "random"

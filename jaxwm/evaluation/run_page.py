@@ -193,7 +193,12 @@ def _number(value: Any) -> bool:
 
 
 def _world_name(config: Config) -> str:
-    return config.data.generate.world.name if config.data.generate is not None else pathlib.Path(config.data.path).name
+    data = config.data
+    if data.simulation is not None:
+        return data.simulation.world.name
+    if data.collect is not None and data.collect.environment is not None:
+        return data.collect.environment
+    return pathlib.Path(data.path).name
 
 
 def _decibels(value: float) -> str:

@@ -46,7 +46,7 @@ class SimulatedEpisodes:
     def __init__(self, config: Config, split: str, count: int) -> None:
         from jaxwm.config import build_world
 
-        settings = config.data.generate
+        settings = config.data.simulation
         if settings is None:
             raise data.DataError(f"data.path: there are no episodes in {config.data.path}, and no data.generate")
         world = build_world(settings.world)
@@ -87,7 +87,15 @@ def open_split(config: Config, split: str, count: int) -> Episodes:
     Raises:
       DataError: there are none, and the configuration does not say how to simulate them.
     """
-    if os.path.isdir(config.data.path) or config.data.generate is None:
+    is_there, collect = os.path.isdir(config.data.path), config.data.collect
+    if not is_there and collect is not None and collect.environment is not None:
+        options = f"--observe {collect.observe} --size {collect.size} --repeat {collect.repeat}"
+        options += "".join(f" env.{name}={value}" for name, value in collect.options.items())
+        raise data.DataError(
+            f"this agent lived in {collect.environment} and left no episodes on disk: record some, 'jaxwm data record "
+            f"{collect.environment} --out FOLDER {options}', and name them, --data FOLDER (in Python data=)"
+        )
+    if is_there or config.data.simulation is None:
         return data.open_data(config.data, split)
     episodes: Episodes = data.in_blocks(SimulatedEpisodes(config, split, count), config.data.frame_skip)
     return episodes
@@ -208,7 +216,8 @@ def ball_measure(config: Config) -> video.Extra | None:
     from jaxwm.evaluation.balls import BallPositions
     from jaxwm.worlds import Bounce
 
-    world = None if config.data.generate is None else build_world(config.data.generate.world)
+    settings = config.data.simulation
+    world = None if settings is None else build_world(settings.world)
     return BallPositions(world) if isinstance(world, Bounce) else None
 
 

@@ -141,7 +141,10 @@ class _PosteriorHidden(nn.Module):
 @register("rssm")
 @dataclasses.dataclass(frozen=True)
 class RSSM:
-    """Recurrent state-space model; the defaults are DreamerV3's size 1m.
+    """Recurrent state-space model; the defaults are DreamerV3's size 1m, but for a wider ``embed``.
+
+    The sizes of the table set ``embed`` to ``hidden``: the published width for vectors, and of a picture (whose
+    published encoder ends 64 * ``depth`` wide) all that the linear layer which takes it can hear.
 
     Args:
       spec: what the world shows and takes.
@@ -206,13 +209,13 @@ class RSSM:
 
     stages: ClassVar[tuple[Stage, ...]] = (Stage("train"),)
     SIZES: ClassVar[dict[str, dict[str, int]]] = {
-        "1m": dict(deter=512, hidden=64, units=64, classes=4, depth=4),
-        "12m": dict(deter=2048, hidden=256, units=256, classes=16, depth=16),
-        "25m": dict(deter=3072, hidden=384, units=384, classes=24, depth=24),
-        "50m": dict(deter=4096, hidden=512, units=512, classes=32, depth=32),
-        "100m": dict(deter=6144, hidden=768, units=768, classes=48, depth=48),
-        "200m": dict(deter=8192, hidden=1024, units=1024, classes=64, depth=64),
-        "400m": dict(deter=12288, hidden=1536, units=1536, classes=96, depth=96),
+        "1m": dict(deter=512, hidden=64, units=64, embed=64, classes=4, depth=4),
+        "12m": dict(deter=2048, hidden=256, units=256, embed=256, classes=16, depth=16),
+        "25m": dict(deter=3072, hidden=384, units=384, embed=384, classes=24, depth=24),
+        "50m": dict(deter=4096, hidden=512, units=512, embed=512, classes=32, depth=32),
+        "100m": dict(deter=6144, hidden=768, units=768, embed=768, classes=48, depth=48),
+        "200m": dict(deter=8192, hidden=1024, units=1024, embed=1024, classes=64, depth=64),
+        "400m": dict(deter=12288, hidden=1536, units=1536, embed=1536, classes=96, depth=96),
     }
 
     def __post_init__(self) -> None:

@@ -75,6 +75,11 @@ class Run:
     variables: Variables
     step: int
 
+    def with_data(self, path: str | os.PathLike[str]) -> Run:
+        """The same run with other episodes than those of its configuration: the data set at ``path``."""
+        data = self.config.data.model_copy(update={"path": str(path), "generate": None, "collect": None})
+        return dataclasses.replace(self, config=self.config.model_copy(update={"data": data}))
+
 
 def load_run(path: str | os.PathLike[str], step: int | str | None = None) -> Run:
     """Opens a run folder: builds the model and reads its variables, not its optimiser state.

@@ -42,7 +42,7 @@ def test_the_official_size_has_the_parameters_that_are_reported():
     spec = jaxwm.Spec(
         (jaxwm.Field("vector", (24,), "float32"),), jaxwm.ActionSpec(6, low=(-1.0,) * 6, high=(1.0,) * 6)
     )
-    model = Dreamer(spec, **RSSM.SIZES["1m"], embed=64)
+    model = Dreamer(spec, **RSSM.SIZES["1m"])
     shapes = jax.eval_shape(model.init, jax.random.key(0), jaxwm.example_batch(spec, 1, 2))
     count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
     # What is reported of another implementation for this observation and action.

@@ -1,5 +1,6 @@
 """Living and learning: the order of things, the ratio, stopping and going on."""
 
+import dataclasses
 import pathlib
 
 import chex
@@ -9,10 +10,16 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxwm
+from jaxwm import cli
+from jaxwm.agents import Dreamer, online
+from jaxwm.agents.dreamer import DreamerAgent
 from jaxwm.agents.experience import Cycle, plan_cycle
 from jaxwm.agents.online import train_agent
-from jaxwm.config import ConfigError
-from jaxwm.training import read_metrics
+from jaxwm.config import CollectConfig, ConfigError
+from jaxwm.data import DataError
+from jaxwm.envs import load_dream
+from jaxwm.evaluation.runs import open_split
+from jaxwm.training import read_metrics, save_weights
 
 TINY = "configs/dreamer_tiny.yaml"
 
@@ -99,11 +106,23 @@ def test_what_is_in_the_replay_is_what_happened(whole):
     assert (np.abs(records["state"]["deter"][:36]).max(axis=(1, 2)) > 0).all()
 
 
-def test_stopping_and_going_on_is_the_same_bit_for_bit(whole, tmp_path):
+def count_calls(monkeypatch, owner, name):
+    """A list with an entry for each call of a method; of one that runs under jit, for each time it is traced."""
+    method, calls = getattr(owner, name), []
+    monkeypatch.setattr(owner, name, lambda *arguments: calls.append(name) or method(*arguments))
+    return calls
+
+
+def test_stopping_and_going_on_is_the_same_bit_for_bit(whole, tmp_path, monkeypatch):
     path, run, _ = whole
     half = tmp_path / "half"
+    updates, acts = count_calls(monkeypatch, Dreamer, "loss"), count_calls(monkeypatch, DreamerAgent, "act")
     train_agent(config("stages.train.steps=10"), half, progress=False)
+    # Traced once each: the update; acting in the steps before the first update and in those between updates. The
+    # evaluation is the program of the run before.
+    assert (len(updates), len(acts)) == (1, 2)
     again = train_agent(config(), half, progress=False)
+    assert (len(updates), len(acts)) == (2, 3)
     chex.assert_trees_all_equal(again.variables, run.variables)
     chex.assert_trees_all_equal(arrays(half, 20), arrays(path, 20))
     lines = [line for line in read_metrics(path) if "seen" not in line]
@@ -118,6 +137,38 @@ def test_three_lines_load_a_run_and_act(whole):
     frame = {field.name: np.zeros((1, *field.shape), field.dtype) for field in run.spec.observation}
     action, memory = agent.act(run.variables, jax.random.split(jax.random.key(0), 1), memory, frame, np.ones(1, bool))
     assert action.shape == (1, 2) and np.isfinite(action).all()
+
+
+def test_dreams_of_an_agent_begin_with_random_play_in_its_world(whole, tmp_path, capsys):
+    path, run, _ = whole
+    out = tmp_path / "dream.npz"
+    assert cli.main(["imagine", str(path), "--out", str(out), "--horizon", "4"]) == 0, capsys.readouterr().err
+    position = np.load(out)["truth/position"]
+    episodes = open_split(run.config, "test", 2)
+    assert episodes.spec == run.spec and episodes.lengths.tolist() == [20, 20]
+    shown = episodes.windows([0], [0], 9).observation["position"]
+    np.testing.assert_allclose(position, shown, atol=1e-6)
+    dream = load_dream(run, length=5, starts=3, context=2)
+    assert jax.tree.leaves(dream.starts)[0].shape[0] == 3 and dream.spec == run.spec
+
+
+def test_an_agent_from_elsewhere_says_how_to_get_episodes(whole, capsys, monkeypatch, tmp_path):
+    _, run, _ = whole
+    collect = CollectConfig(environment="CartPole-v1", repeat=2, options={"sutton": True})
+    moved = run.config.model_copy(update={"data": run.config.data.model_copy(update={"collect": collect})})
+    save_weights(dataclasses.replace(run, config=moved), tmp_path / "run")
+    line = (
+        "jaxwm: this agent lived in CartPole-v1 and left no episodes on disk: record some, 'jaxwm data record "
+        "CartPole-v1 --out FOLDER --observe vectors --size 64 --repeat 2 env.sutton=True', and name them, --data "
+        "FOLDER (in Python data=)\n"
+    )
+    for command in ("imagine", "evaluate", "report", "evolve"):
+        assert cli.main([command, str(tmp_path / "run")]) == 2
+        assert capsys.readouterr().err == line, command
+    with pytest.raises(DataError, match="and name them, --data FOLDER"):
+        load_dream(tmp_path / "run")
+    with pytest.raises(DataError, match="elsewhere"):
+        load_dream(tmp_path / "run", data=tmp_path / "elsewhere")
 
 
 def test_an_environment_from_outside(tmp_path):
@@ -147,6 +198,7 @@ def test_an_environment_from_outside(tmp_path):
         (["data.collect.world=null"], "either an environment or a world"),
         (["data.collect.length=null"], "a world needs the length of an episode"),
         (["data.collect.repeat=2"], "repeat is for environments"),
+        (["data.collect.options.frameskip=2"], "options are for environments"),
         (["data.collect=null"], "path is missing"),
         (["data.collect.train_ratio=0"], "train_ratio"),
         (["data.collect.worlds=3"], "unknown key"),
@@ -173,3 +225,41 @@ def test_families_that_do_not_act_and_other_stages(tmp_path, old, new, message):
     with pytest.raises(ConfigError, match=message):
         train_agent(jaxwm.load_config(tmp_path / "other.yaml"), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_begins_from_what_its_environments_really_show(monkeypatch, tmp_path):
+    given = {}
+
+    def init_state(model, stage, optimizer, key, batch, **_):
+        given["batch"] = batch
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(online, "init_state", init_state)
+    with pytest.raises(KeyboardInterrupt):
+        train_agent(config("data.collect.world.observe=pixels"), tmp_path / "run", progress=False)
+    batch = given["batch"]
+    world = jaxwm.worlds.make_world("rooms", size=16, observe="pixels", reward="distance", terminal=False)
+    frames = batch.observation["image"]
+    # The four copies stand in different places of the same picture.
+    assert frames.shape == (4, 1, *world.spec.images[0].shape) and batch.valid.all()
+    assert frames.std() > 10 and (frames[0] != frames[1]).any()
+    look = jax.jit(jax.vmap(lambda key: world.observation(world.reset(key))["image"]))
+    others = np.asarray(look(jax.random.split(jax.random.key(9), 50)), float)
+    assert np.abs(np.asarray(frames, float).mean((0, 1)) - others.mean(0)).mean() < 5
+
+
+def test_an_agent_lives_in_atari(tmp_path):
+    tiny = (
+        "model.deter=16", "model.hidden=8", "model.units=8", "model.stoch=4", "model.classes=4", "model.embed=8",
+        "model.blocks=2", "model.depth=2", "model.layers=1", "model.prior_layers=1", "model.actor_layers=1",
+        "model.critic_layers=1", "model.horizon=2", "data.batch=2", "data.length=4", "data.collect.prefill=8",
+        "data.collect.capacity=50", "data.collect.train_ratio=8", "data.collect.options.frameskip=3",
+        "stages.train.steps=2", "training.log_every=1", "training.checkpoint_every=2", "training.evaluate_every=0",
+    )  # fmt: skip
+    loaded = jaxwm.load_config("configs/dreamer_atari.yaml", tiny)
+    assert loaded.data.collect.options["repeat_action_probability"] == 0.0
+    run = train_agent(loaded, tmp_path / "run", progress=False)
+    assert run.spec == jaxwm.Spec((jaxwm.Field("image", (64, 64, 3), "uint8"),), jaxwm.ActionSpec(4, discrete=True))
+    last = read_metrics(tmp_path / "run")[-1]
+    assert (last["step"], last["decisions"], last["frames"]) == (2, 10, 30) and np.isfinite(last["train/loss"])
+    assert arrays(tmp_path / "run", 2)["replay"]["records"]["observation"]["image"][:10].std(0).any()

@@ -20,7 +20,7 @@ PROPRIO = jaxwm.Spec((jaxwm.Field("vector", (24,), "float32"),), jaxwm.ActionSpe
 @pytest.mark.parametrize("size", REPORTED)
 def test_the_size_table_gives_the_reported_parameters(size):
     fields = RSSM.SIZES[size]
-    model = RSSM(PROPRIO, **fields, embed=fields["units"])
+    model = RSSM(PROPRIO, **fields)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jaxwm.example_batch(PROPRIO, 1, 2)))
     world_model = sum(np.prod(x.shape) for x in jax.tree.leaves(shapes["params"]))
     # Actor and critic by the paper: three normalised hidden layers on the features, then mean and deviation of
