@@ -122,11 +122,15 @@ def sweep(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the devices.")] = 1,
     metric: Annotated[
-        list[str] | None, typer.Option(help="What to aggregate, a name in metrics.jsonl; by default test/*.")
+        list[str] | None,
+        typer.Option(help="What to show, a name in metrics.jsonl; by default evaluation/score, else test/loss."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only says what would be run.")] = False,
 ) -> None:
-    """Trains every combination of some settings, goes on where it was stopped, and aggregates over the seeds."""
+    """Trains every combination of some settings, goes on where it was stopped, and aggregates over the seeds.
+
+    summary.json holds all figures; the table and summary.png show those that a run is judged by, or each --metric.
+    """
     from rich.console import Console
 
     from jaxwm import sweep as sweeping

@@ -126,18 +126,25 @@ def build_solver(config: SolverConfig) -> planning.Solver:
     return solver
 
 
-def build_objective(config: Section) -> planning.Weighted:
-    """The objective that the section ``planning.objective`` describes.
+def build_objective(config: Section, model: WorldModel) -> planning.Weighted:
+    """The objective that the section ``planning.objective`` describes, for plans in ``model``.
 
     Raises:
-      ConfigError: it has no terms.
+      ConfigError: it has no terms, or asks for the critic of a model that has none.
     """
-    terms = [_fields(term) for term in _fields(config).values()]
+    terms = {name: _fields(term) for name, term in _fields(config).items()}
     if not terms:
         raise ConfigError("planning.objective: there are no terms")
     made = []
-    for term in terms:
+    for name, term in terms.items():
         weight, kind = term.pop("weight"), term.pop("kind")
+        if term.get("value") == "critic":
+            if not hasattr(model, "critic"):
+                known = ", ".join(family for family, cls in models.FAMILIES.items() if hasattr(cls, "critic"))
+                raise ConfigError(
+                    f"planning.objective.{name}.value: {type(model).__name__} has no critic, {known} has"
+                )
+            term["value"] = model.critic
         made.append((weight, planning.OBJECTIVES[kind](**term)))
     return planning.Weighted(tuple(made))
 
@@ -149,18 +156,20 @@ def _fields(section: Section) -> dict[str, Any]:
 def section(base: type[Section], cls: type, **constants: str) -> type[Section]:
     """The section that holds the fields of dataclass ``cls``, with ``constants`` that name it.
 
-    Left out are ``spec``, and fields with ``metadata={"configured": False}``, which only Python can give.
+    Left out is ``spec``. ``metadata={"configured": hint}`` of a field is its type in a configuration, where that
+    differs: a name, for what only Python can hold.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {name: (Literal[value], value) for name, value in constants.items()}
     for field in dataclasses.fields(cls):
-        if field.name == "spec" or not field.init or not field.metadata.get("configured", True):
+        if field.name == "spec" or not field.init:
             continue
         if field.default_factory is not dataclasses.MISSING:
             default: Any = field.default_factory()
         else:
             default = ... if field.default is dataclasses.MISSING else field.default
-        hint = ModelConfig if hints[field.name] is WorldModel else hints[field.name]
+        hint = field.metadata.get("configured", hints[field.name])
+        hint = ModelConfig if hint is WorldModel else hint
         fields[field.name] = (hint, default)
     return pydantic.create_model(cls.__name__ + "Config", __base__=base, **fields)
 

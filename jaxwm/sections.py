@@ -221,7 +221,8 @@ class PlanningConfig(Section):
     it costs are means over ``particles`` random ones. The horizon and ``every`` count steps, which are blocks of
     actions if frames are skipped; ``length`` and ``goal_offset`` count frames. An episode of ``length`` frames has
     failed (by default as long as those in ``data.generate``). Goals are the world's own, or with ``goal_offset`` what
-    the (first) policy of the data shows so many frames after the start.
+    the (first) policy of the data shows so many frames after the start. In a term of the kind ``reward``, with
+    ``value: critic`` the critic of a dreamer says what follows the last step (``discount`` should then be its own).
     """
 
     solver: SolverConfig

@@ -43,6 +43,9 @@ COMMAND = (sys.executable, "-m", "jaxwm", "train")
 """What trains a run; gets ``CONFIG KEY=VALUE... --run FOLDER --no-videos``."""
 
 QUARTILES = (25, 75)
+HEADLINES = ("evaluation/score", "test/loss")
+"""What a run is judged by, if nothing else is asked for: an agent by the episodes that it is tried in, and what has no
+such episodes by its loss on held-out data."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -293,21 +296,27 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What came of a sweep: for each metric a `Curve` for each setting."""
+    """What came of a sweep.
+
+    Attributes:
+      curves: for each metric a `Curve` for each setting, what is shown first.
+      shown: the metrics in table and picture.
+    """
 
     curves: Mapping[str, tuple[Curve, ...]]
+    shown: tuple[str, ...]
 
     def to_json(self) -> str:
-        """All figures."""
+        """All figures, also of metrics that are not shown."""
         return json.dumps({metric: [curve.to_dict() for curve in curves] for metric, curves in self.curves.items()})
 
     def table(self) -> Table:
-        """The last figures, for a terminal."""
+        """The last figures of what is shown, for a terminal."""
         from rich.table import Table
 
         table = Table("metric", "settings", "runs", "step", "mean", "interquartile range")
-        for metric, curves in self.curves.items():
-            for curve in curves:
+        for metric in self.shown:
+            for curve in self.curves[metric]:
                 last = curve.to_dict()["last"]
                 spread = f"{last['q25']:.4g} .. {last['q75']:.4g}"
                 table.add_row(
@@ -316,14 +325,12 @@ class Summary:
         return table
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draws each metric over the steps: the mean, and the interquartile range as a band."""
+        """Draws each shown metric over the steps: the mean, and the interquartile range as a band."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(6, 3.5 * len(self.curves)), layout="constrained")
-        for axes, (metric, curves) in zip(
-            figure.subplots(len(self.curves), squeeze=False)[:, 0], self.curves.items(), strict=True
-        ):
-            for curve in curves:
+        figure = Figure(figsize=(6, 3.5 * len(self.shown)), layout="constrained")
+        for axes, metric in zip(figure.subplots(len(self.shown), squeeze=False)[:, 0], self.shown, strict=True):
+            for curve in self.curves[metric]:
                 low, high = np.percentile(curve.values, QUARTILES, axis=0)
                 (line,) = axes.plot(curve.steps, curve.values.mean(0), label=f"{curve.label} (n={len(curve.seeds)})")
                 axes.fill_between(curve.steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
@@ -339,7 +346,8 @@ def summarise(sweep: Sweep, metrics: Sequence[str] = ()) -> Summary:
 
     Args:
       sweep: what `plan` returned.
-      metrics: their names in ``metrics.jsonl``; by default those that begin with ``test/``, or else all.
+      metrics: which to show, by their names in ``metrics.jsonl``; by default the first of `HEADLINES` that there is,
+        or else all. The others are in the JSON.
 
     Raises:
       ValueError: no run has figures, or none has one of this name.
@@ -351,15 +359,16 @@ def summarise(sweep: Sweep, metrics: Sequence[str] = ()) -> Summary:
     for metric in metrics:
         if metric not in names:
             raise ValueError(f"metric {metric!r} is in no run; {nearest(metric, names)}")
-    chosen = metrics or [name for name in names if name.startswith("test/")] or names
+    chosen = metrics or [name for name in HEADLINES if name in names][:1] or names
     groups: dict[tuple[str, ...], list[SweepRun]] = {}
     for run in sweep.runs:
         groups.setdefault(tuple(run.settings.values()), []).append(run)
     curves: dict[str, tuple[Curve, ...]] = {}
-    for metric in chosen:
+    for metric in dict.fromkeys([*chosen, *names]):
         made = (_curve(members, found, metric) for members in groups.values())
         curves[metric] = tuple(curve for curve in made if curve is not None)
-    return Summary({metric: of_metric for metric, of_metric in curves.items() if of_metric})
+    curves = {metric: of_metric for metric, of_metric in curves.items() if of_metric}
+    return Summary(curves, tuple(metric for metric in chosen if metric in curves))
 
 
 def _curve(runs: Sequence[SweepRun], found: Mapping[pathlib.Path, list[dict[str, Any]]], metric: str) -> Curve | None:

@@ -187,6 +187,26 @@ def test_figures_over_seeds(config, monkeypatch, tmp_path):
         sweeping.summarise(planned(config, "seed=17"))
 
 
+def test_an_agent_is_judged_by_its_episodes(config, monkeypatch):
+    """The rest is in the JSON, and what is asked for is shown first."""
+    monkeypatch.setattr(sweeping, "list_steps", lambda folder: [int(p.name) for p in folder.glob("*")])
+    sweep = planned(config, "seeds=0,1")
+    for run in sweep.runs:
+        write(run, [3.0, 2.0, 1.0])
+    assert sweeping.summarise(sweep).shown == ("test/loss",)
+    for run in sweep.runs:
+        line = {"step": 6, "evaluation/score": 10.0 * run.seed, "evaluation/score_std": 1.0, "loss": 7.0}
+        with (run.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    summary = sweeping.summarise(sweep)
+    assert summary.shown == ("evaluation/score",) and summary.table().row_count == 1
+    figures = json.loads(summary.to_json())
+    assert list(figures) == ["evaluation/score", "evaluation/score_std", "loss", "test/loss"]
+    assert figures["evaluation/score"][0]["mean"] == [5.0] and figures["evaluation/score"][0]["q75"] == [7.5]
+    assert sweeping.summarise(sweep, ["loss", "test/loss"]).shown == ("loss", "test/loss")
+    assert next(iter(sweeping.summarise(sweep, ["loss"]).curves)) == "loss"
+
+
 def test_the_command_line(config, capsys, monkeypatch):
     from jaxwm import cli
 

@@ -9,15 +9,9 @@ experiment is started again the same way.
 
 import argparse
 import json
-import os
 import pathlib
-import platform
-import time
 
-import gymnasium as gym
-import jax
 import numpy as np
-import stable_baselines3
 import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO
@@ -28,6 +22,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from vectorised import Vectorised
 
 import jaxwm
+from experiments.record import head, read, write
 from jaxwm.data import open_episodes
 from jaxwm.envs import Recorder, load_dream
 from jaxwm.envs.dream_gym import DreamEnv, DreamVectorEnv
@@ -110,16 +105,8 @@ def train_policy(path: pathlib.Path, run: jaxwm.Run, seed: int) -> dict:
 def write_results(name: str, command: str, result: dict) -> None:
     """Adds ``result`` to results.json beside this file."""
     path = HERE / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    versions = {"jax": jax.__version__, "sb3": stable_baselines3.__version__, "gymnasium": gym.__version__}
-    results[name] = {
-        "command": command,
-        **result,
-        "episodes": EPISODES,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), **versions},
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    about = head(command, "stable-baselines3", "gymnasium", **result, episodes=EPISODES)
+    write(path, {**read(path), name: about})
 
 
 if __name__ == "__main__":

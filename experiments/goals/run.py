@@ -11,14 +11,12 @@ look otherwise than those of the training. `reach`: an arm that pushes a puck, b
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import platform
-import time
 
 import jax
 
 import jaxwm
+from experiments.record import head, read, write
 from jaxwm.config import build_world
 from jaxwm.evaluation import clips, control, planners
 
@@ -64,18 +62,14 @@ def main():
     parser.add_argument("--episodes", type=int, default=70, help="for each seed")
     arguments = parser.parse_args()
     path = HERE / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results |= {
-        "command": "python experiments/goals/run.py rooms|reach --runs RUNS --data DATA",
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__},
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    results = read(path)
+    results |= head("python experiments/goals/run.py rooms|reach --runs RUNS --data DATA")
     table = results.setdefault(arguments.world, {})
     for name in arguments.only or ROWS[arguments.world]:
         row = ROWS[arguments.world][name]
         if name not in table:
             table[name] = measure(name, row, arguments)
-            path.write_text(json.dumps(results, indent=1) + "\n")
+            write(path, results)
         print(name, json.dumps({k: v for k, v in table[name].items() if k != "planner"}), flush=True)
 
 

@@ -8,15 +8,12 @@ Training resumes where the run in that folder stopped, so an interrupted experim
 """
 
 import argparse
-import json
-import os
 import pathlib
-import platform
-import time
 
 import jax
 
 import jaxwm
+from experiments.record import head, read, write
 from jaxwm.evaluation import VideoCallback, evaluate_run
 
 HERE = pathlib.Path(__file__).parent
@@ -52,22 +49,19 @@ def main() -> None:
         predictor: {metric: [round(values[h - 1], 5) for h in horizons] for metric, values in metrics.items()}
         for predictor, metrics in predictors.items()
     }
-    result = {
-        "command": f"python experiments/open_loop/run.py {arguments.claim}",
-        "configuration": name,
-        "overrides": overrides,
-        "seed": config.seed,
-        "steps": run.step,
-        "parameters": sum(x.size for x in jax.tree.leaves(run.variables["params"])),
-        "scored": {"model": mode.describe(), "model_mean": mean.describe()},
-        "horizons": horizons,
-        "scores": table,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__},
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    result = head(
+        f"python experiments/open_loop/run.py {arguments.claim}",
+        configuration=name,
+        overrides=overrides,
+        seed=config.seed,
+        steps=run.step,
+        parameters=sum(x.size for x in jax.tree.leaves(run.variables["params"])),
+        scored={"model": mode.describe(), "model_mean": mean.describe()},
+        horizons=horizons,
+        scores=table,
+    )
     path = HERE / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**results, arguments.claim: result}, indent=1) + "\n")
+    write(path, {**read(path), arguments.claim: result})
     for metric in mode.shown:
         for predictor, metrics in table.items():
             if metric in metrics:

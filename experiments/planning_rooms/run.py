@@ -10,10 +10,7 @@ with ``--again`` their times are, which a busy machine spoils.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import platform
-import time
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxwm
+from experiments.record import head, read, write
 from jaxwm.evaluation import clips, control, planners
 from jaxwm.planning import PlanningAgent
 
@@ -83,25 +81,23 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="only times a single plan, of rows that are there")
     arguments = parser.parse_args()
     path = HERE / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    results = read(path) or {"rows": {}}
     runs = []
     for seed in range(arguments.seeds):
         config = jaxwm.load_config(CONFIG, [f"seed={seed}", f"data.path={arguments.data}"])
         runs.append(jaxwm.train(config, arguments.runs / f"seed{seed}"))
-    results |= {
-        "command": "python experiments/planning_rooms/run.py --runs runs/planning_rooms --data data/rooms_state",
-        "configuration": CONFIG.name,
-        "steps": runs[0].step,
-        "parameters": sum(x.size for x in jax.tree.leaves(runs[0].variables["params"])),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__},
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    results |= head(
+        "python experiments/planning_rooms/run.py --runs runs/planning_rooms --data data/rooms_state",
+        configuration=CONFIG.name,
+        steps=runs[0].step,
+        parameters=sum(x.size for x in jax.tree.leaves(runs[0].variables["params"])),
+    )
     for row in arguments.only:
         if row not in results["rows"]:
             results["rows"][row] = measure(row, runs, arguments.episodes) | time_alone(row, runs[0])
         elif arguments.again:
             results["rows"][row] |= time_alone(row, runs[0])
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        write(path, results)
         print(row, json.dumps({k: v for k, v in results["rows"][row].items() if k not in ("seeds", "planner")}))
 
 

@@ -10,15 +10,12 @@ goes on where it stopped.
 
 import argparse
 import json
-import os
 import pathlib
-import platform
-import time
 
-import jax
 import matplotlib.pyplot as plt
 
 import jaxwm
+from experiments.record import head, picture, read, write
 from jaxwm.evaluation import probe_run
 
 HERE = pathlib.Path(__file__).parent
@@ -56,12 +53,8 @@ def main():
     parser.add_argument("--episodes", type=int, default=256, help="to fit the probes on")
     arguments = parser.parse_args()
     path = HERE / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results |= {
-        "command": "python experiments/probes/run.py table|curve --runs RUNS --data data/bounce",
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__},
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    results = read(path)
+    results |= head("python experiments/probes/run.py table|curve --runs RUNS --data data/bounce")
     rows = results.setdefault(arguments.part, {})
     for name in arguments.only or [*map(str, FAMILIES if arguments.part == "table" else STEPS)]:
         if arguments.part == "table":
@@ -73,7 +66,7 @@ def main():
             config = config.model_copy(update={"stages": {"pretrain": config.stages["pretrain"]}})
             run = jaxwm.train(config, arguments.runs / f"vjepa_{name}")
         rows[name] = probed(run, arguments.episodes)
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        write(path, results)
         print(name, json.dumps(rows[name]), flush=True)
     if "curve" in results:
         draw(results["curve"], HERE / "pretraining.png")
@@ -90,9 +83,7 @@ def draw(rows, path):
             axis.plot([0, *steps], [start, *values], style, color=colour, marker=".", label=f"{quantity}, {kind}")
     axis.set(xlabel="steps of masked pretraining", ylabel="R² on held-out episodes", ylim=(None, 1))
     axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    picture(figure, path)
 
 
 if __name__ == "__main__":

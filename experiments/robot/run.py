@@ -8,16 +8,14 @@ Each part is a run below the folder RUNS and goes on where it stopped; what has 
 
 import argparse
 import json
-import os
 import pathlib
-import platform
-import time
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxwm
+from experiments.record import head, picture, read, write
 from jaxwm.acting import play_world
 from jaxwm.agents.online import train_agent
 from jaxwm.config import build_world
@@ -57,18 +55,14 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     arguments = parser.parse_args()
     path = HERE / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {"seeds": {}}
-    results |= {
-        "command": f"python experiments/robot/run.py --seeds {' '.join(map(str, arguments.seeds))}",
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__},
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    results = read(path) or {"seeds": {}}
+    results |= head(f"python experiments/robot/run.py --seeds {' '.join(map(str, arguments.seeds))}")
     for seed in arguments.seeds:
         entry = results["seeds"].setdefault(str(seed), {})
 
         def keep(name, value, seed=seed, entry=entry):
             entry[name] = value
-            path.write_text(json.dumps(results, indent=1) + "\n")
+            write(path, results)
             draw(results["seeds"], HERE / "dream_to_real.png")
             print(seed, name, json.dumps(value), flush=True)
 
@@ -98,9 +92,7 @@ def draw(seeds, path):
         axis.axhline(entry["dream alone"]["score"], color="grey", lw=0.8, label=f"dream alone, seed {seed}")
     axis.set(xlabel="decisions in the world", ylabel="score of evaluation episodes")
     axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    picture(figure, path)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import statistics
 import sys
 import time
 
 from run import MEMORY
+
+from experiments.record import machine, read, write
 
 HERE = pathlib.Path(__file__).parent
 BATCH, LENGTH, HORIZON, ACTIONS = 16, 64, 15, 6
@@ -171,8 +172,6 @@ def main():
     parser.add_argument("--only", default="", help="only the cases that begin so")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    import jax
-
     cases = {name: lambda name=name: measure_update(name, arguments.rounds) for name in CASES}
     for size in IMAGINATION:
         for rows in (256, 1024):
@@ -180,13 +179,12 @@ def main():
                 size, rows, arguments.rounds
             )
     path = HERE / "dreamer.json"
-    record = json.loads(path.read_text()) if path.exists() else {"cases": {}}
-    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__}
+    record = read(path) or {"cases": {}}
     for name, measure in cases.items():
         if name.startswith(arguments.only):
             record["cases"][name] = measure() | {"rounds": arguments.rounds, "date": time.strftime("%Y-%m-%d")}
-            record |= {"command": "python experiments/speed/dreamer.py", "machine": machine}
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            record |= {"command": "python experiments/speed/dreamer.py", "machine": machine()}
+            write(path, record)
             print(name, json.dumps(record["cases"][name]), flush=True)
 
 

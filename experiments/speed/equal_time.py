@@ -10,8 +10,6 @@ turn both are scored on held-out transitions (PSNR of the mean squared error). A
 
 import argparse
 import functools
-import json
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ import torch
 from listings import read_listings
 
 import jaxwm
+from experiments.record import head, read, write
 from jaxwm.training import init_state, make_optimizer, make_update
 from jaxwm.types import Trajectory
 from jaxwm.worlds import rollout
@@ -159,18 +158,16 @@ def main() -> None:
         curve.append({"seconds": round(spent["jaxwm"], 1), **scores})
         print(curve[-1], "steps", steps, flush=True)
     before, after = held_out.observation["image"][:, 0] / 255.0, held_out.observation["image"][:, 1]
-    result = {
-        "command": f"python experiments/speed/equal_time.py --seconds {arguments.seconds:g} --batch {arguments.batch}",
-        "steps": steps,
-        "copy": psnr(before, held_out),
-        "mean_frame": psnr(np.broadcast_to(train.observation["image"].mean((0, 1)) / 255.0, after.shape), held_out),
-        "curve_psnr": curve,
-        "machine": {"cores": os.cpu_count(), "jax": jax.__version__, "torch": torch.__version__},
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    result = head(
+        f"python experiments/speed/equal_time.py --seconds {arguments.seconds:g} --batch {arguments.batch}",
+        "torch",
+        steps=steps,
+        copy=psnr(before, held_out),
+        mean_frame=psnr(np.broadcast_to(train.observation["image"].mean((0, 1)) / 255.0, after.shape), held_out),
+        curve_psnr=curve,
+    )
     path = HERE / "equal_time.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**results, str(arguments.batch): result}, indent=1) + "\n")
+    write(path, {**read(path), str(arguments.batch): result})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -141,8 +140,7 @@ def main():
     if arguments.serve:
         serve(arguments.serve)
         return
-    import jax
-
+    from experiments.record import head, write
     from jaxwm.bench import matrix_peak
 
     sides = {"lewm": Side(sys.executable, "lewm"), "rooms": Side(sys.executable, "rooms")}
@@ -154,14 +152,9 @@ def main():
         for name, side in sides.items():
             times[name].append(side.measure())
     gemm = statistics.median(peaks)
-    record = {
-        "command": "python experiments/speed/plan.py --peer PYTHON",
-        "plan": {"samples": SAMPLES, "iterations": ITERATIONS, "horizon": HORIZON, "environments": 1},
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__},
-        "date": time.strftime("%Y-%m-%d"),
-        "rounds": arguments.rounds,
-        "gemm_gflops": round(gemm, 1),
-    }
+    plan = {"samples": SAMPLES, "iterations": ITERATIONS, "horizon": HORIZON, "environments": 1}
+    record = head("python experiments/speed/plan.py --peer PYTHON", plan=plan)
+    record |= {"rounds": arguments.rounds, "gemm_gflops": round(gemm, 1)}
     for name, side in sides.items():
         seconds = statistics.median(times[name])
         record[name] = side.facts | {"seconds": round(seconds, 4), "range": [min(times[name]), max(times[name])]}
@@ -172,7 +165,7 @@ def main():
         ratio = statistics.median(ratios)
         record["ratio"] = {"median": round(ratio, 2), "range": [round(ratios[0], 2), round(ratios[-1], 2)]}
         record["target"] = {"ratio": TARGET, "met": ratio >= TARGET}
-    (HERE / "plan.json").write_text(json.dumps(record, indent=1) + "\n")
+    write(HERE / "plan.json", record)
     print(json.dumps(record, indent=1))
 
 

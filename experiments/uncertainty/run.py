@@ -8,10 +8,7 @@ Adds what it measured to `results.json` beside itself.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import platform
-import time
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +16,7 @@ import numpy as np
 import scipy.stats
 
 import jaxwm
+from experiments.record import head, read, write
 from jaxwm.evaluation import control, planners, wilson_interval
 from jaxwm.worlds import random_policy, rollout, rush
 
@@ -39,11 +37,10 @@ def main():
     for part in arguments.parts or PARTS:
         result = PARTS[part](run, arguments)
         path = HERE / "results.json"
-        results = json.loads(path.read_text()) if path.exists() else {}
-        machine = {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__}
-        about = {"command": f"python experiments/uncertainty/run.py {part}", "seed": config.seed, "machine": machine}
-        results[part] = result | about | {"steps": run.step, "date": time.strftime("%Y-%m-%d")}
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        results = read(path)
+        about = head(f"python experiments/uncertainty/run.py {part}", seed=config.seed, steps=run.step)
+        results[part] = result | about
+        write(path, results)
         print(json.dumps(result, indent=1))
 
 

@@ -11,9 +11,7 @@ measured is added to `results.json`.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import platform
 import statistics
 import time
 
@@ -23,6 +21,7 @@ import numpy as np
 import scipy.stats
 
 import jaxwm
+from experiments.record import head, read, write
 from jaxwm.acting import PolicyAgent, play_world
 from jaxwm.agents import evolution
 from jaxwm.bench import matrix_peak
@@ -59,12 +58,10 @@ def main() -> None:
 def record(part, result, run):
     """Adds what was measured; a part that is measured again keeps the entries that were not."""
     path = HERE / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = read(path)
     result = {**results.get(part, {}), **result}
-    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__}
-    about = {"command": f"python experiments/world_models/run.py {part}", "seed": run.config.seed, "machine": machine}
-    results[part] = {**result, **about, "date": time.strftime("%Y-%m-%d")}
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    results[part] = {**result, **head(f"python experiments/world_models/run.py {part}", seed=run.config.seed)}
+    write(path, results)
     print(json.dumps(result, indent=1))
 
 
@@ -92,12 +89,11 @@ def temperatures(run, arguments):
         for temperature in arguments.only:
             settings = run.config.evolution.model_copy(update={"temperature": temperature, "seed": seed})
             folder = arguments.run / f"evolution_{temperature}_{seed}"
-            begin = time.perf_counter()
             evolved = evolution.evolve_run(run, folder, settings, log=lambda line: print(line, flush=True))
             agent, params = evolution.load_controller(run, folder)
             scores = evolution.score_controller(run, agent, params, settings, EPISODES)
             entry = {name: summary(scores[name]) for name in ("dream", "world")}
-            entry["generations"], entry["seconds"] = len(evolved.history), round(time.perf_counter() - begin, 1)
+            entry["generations"] = len(evolved.history)
             table[f"{temperature}/{seed}"] = entry
             record("temperatures", table, run)
     return table

@@ -116,6 +116,21 @@ class ActorPolicy:
 
 
 @dataclasses.dataclass(frozen=True)
+class CriticValue:
+    """The critic as a value of `jaxwm.planning.Reward`; its parameters are those of the critic.
+
+    Args:
+      actor_critic: the critic's configuration.
+    """
+
+    actor_critic: ActorCritic
+
+    def __call__(self, params: PyTree, features: Array) -> Array:
+        """The mean return after states with features ``[B, F]``, ``[B]``."""
+        return self.actor_critic.value(params, features).mean()
+
+
+@dataclasses.dataclass(frozen=True)
 class ActorCritic:
     """The networks and the losses.
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from jaxwm.acting import Memory, PolicyAgent
-from jaxwm.agents.actor_critic import ActorCritic, ActorPolicy, fresh_return_range, lambda_returns
+from jaxwm.agents.actor_critic import ActorCritic, ActorPolicy, CriticValue, fresh_return_range, lambda_returns
 from jaxwm.models import register
 from jaxwm.models.base import masked_mean
 from jaxwm.models.rssm import RSSM, RSSMState
@@ -76,6 +76,15 @@ class Dreamer(RSSM):
             self.return_lambda, self.entropy_scale, self.actor_unimix, self.slow_scale, self.return_rate,
             self.compute_dtype,
         )  # fmt: skip
+
+    @property
+    def critic(self) -> CriticValue:
+        """The return to be expected after the last step of a plan; its parameters are ``params.critic`` of the model.
+
+        >>> objective = jaxwm.planning.Reward(model.discount, model.critic)
+        >>> jaxwm.plan(model, variables, key, state, objective, solver, params=variables["params"]["critic"])
+        """
+        return CriticValue(self.actor_critic)
 
     def agent(self, sample: bool = True) -> DreamerAgent:
         """Acts in an environment; its parameters are this model's variables. ``sample`` False takes the modes."""

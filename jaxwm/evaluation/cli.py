@@ -140,6 +140,7 @@ def evaluate(
     "jaxwm plan runs/simple_rooms",
     "jaxwm plan runs/simple_rooms --episodes 200 --solver mppi --seed 1",
     "jaxwm plan runs/simple_rooms planning.every=1 planning.solver.samples=512",
+    "jaxwm plan runs/dreamer_reach planning.objective.reward.value=critic planning.objective.reward.discount=0.997",
 )
 def plan(
     run: RunArgument = None,
@@ -159,7 +160,12 @@ def plan(
     seed: Seed = 0,
     step: Step = None,
 ) -> None:
-    """Acts in the world of a run by planning in its model: success, time, cost by iteration, a video."""
+    """Acts in the simulated world of a run by planning in its model: success, time, cost by iteration, a video.
+
+    It plans for predicted reward unless the run's configuration or KEY=VALUE says otherwise. A run of recorded
+    episodes has no simulated world: in Python its planner plays in any environment, see
+    jaxwm.evaluation.planners.planning_agent.
+    """
     from jaxwm.evaluation import clips, planners
 
     loaded = planners.configure_planning(open_run(run, step), overrides or (), solver)

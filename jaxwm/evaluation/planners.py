@@ -11,7 +11,7 @@ import jax
 from jaxwm.data.generate import find_policy
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.evaluation.control import Goals, Planned, evaluate_planning
-from jaxwm.planning import SOLVERS, PlanningAgent
+from jaxwm.planning import SOLVERS, Goal, PlanningAgent, PlanningParams, Reward, Weighted
 from jaxwm.types import nearest
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ def configure_planning(run: Run, overrides: Sequence[str] = (), solver: str | No
 def planning_agent(run: Run) -> PlanningAgent:
     """The agent that ``planning`` of the run's configuration describes; see `configure_planning`.
 
+    It acts by `planning_params`, in any environment:
+
+        >>> jaxwm.acting.play(planning_agent(run), planning_params(run), key, environments, episodes=10)
+
     Raises:
       ConfigError: a solver or an objective that cannot be.
     """
@@ -58,8 +62,21 @@ def planning_agent(run: Run) -> PlanningAgent:
 
     settings = run.config.planning or configure_planning(run).config.planning
     assert settings is not None
-    solver, objective = build_solver(settings.solver), build_objective(settings.objective)
+    solver, objective = build_solver(settings.solver), build_objective(settings.objective, run.model)
     return PlanningAgent(run.model, objective, solver, settings.every, settings.temperature, settings.particles)
+
+
+def planning_params(run: Run, goal: Goal | None = None) -> PlanningParams:
+    """What `planning_agent` of ``run`` acts by: its variables, the goal, and for the objective its critic where asked.
+
+    Raises:
+      ConfigError: a solver or an objective that cannot be.
+    """
+    objective = planning_agent(run).objective
+    assert isinstance(objective, Weighted)
+    wants_critic = [isinstance(term, Reward) and term.value is not None for _, term in objective.terms]
+    given = tuple(run.variables["params"]["critic"] if wanted else None for wanted in wants_critic)
+    return PlanningParams(run.variables, goal, given)
 
 
 def plan_run(run: Run, episodes: int = 64, *, batch: int = 32, seed: int = 0, shown: int = 4) -> Planned:
@@ -79,7 +96,7 @@ def plan_run(run: Run, episodes: int = 64, *, batch: int = 32, seed: int = 0, sh
     agent = planning_agent(run)
     return evaluate_planning(
         agent, run.variables, jax.random.key(seed), run_environments(run), episodes,
-        batch=batch, goals=run_goals(run), shown=shown,
+        batch=batch, objective_params=planning_params(run).objective, goals=run_goals(run), shown=shown,
     )  # fmt: skip
 
 
@@ -95,7 +112,8 @@ def run_environments(run: Run) -> WorldEnvironments:
     source = data.simulation
     if source is None:
         raise ValueError(
-            "data.generate is missing: planning is scored in the simulated world of a run, and its episodes are others"
+            "this run has no simulated world (data.generate or data.collect.world) to score planning in; in another "
+            "environment jaxwm.acting.play plays its planner, see jaxwm.evaluation.planners.planning_agent"
         )
     length = settings.length if settings is not None and settings.length is not None else source.length
     # At most so many frames, in whole blocks.

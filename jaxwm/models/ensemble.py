@@ -29,7 +29,9 @@ class Ensemble:
     Features are those of all members side by side. What is predicted is the mean of their predictions, and its
     uncertainty is the variance between them, a mean over the entries of each part of the observation, summed over the
     parts and the reward; images on the scale 0..1, vectors and reward through symlog. Sampled futures differ by chance
-    too: at temperature 0 the variance is disagreement alone.
+    too: at temperature 0 the variance is disagreement alone. What a family keeps beside its parameters (slow copies,
+    counters, ranges) each member keeps for itself. Members that are agents learn to act, each in its own dream, but an
+    ensemble has no ``agent``: who acts is a planner.
 
     Args:
       spec: what the world shows and takes.
@@ -125,32 +127,17 @@ class Ensemble:
         return jnp.mean(jax.vmap(surprise, (0, 1, 1), 1)(variables, self._keys(keys), state), axis=1)
 
     def loss(self, variables: Variables, keys: Array, batch: Trajectory, stage: str) -> tuple[Array, Aux]:
-        """The mean of the members' losses on the same batch.
-
-        In ``Aux.states`` states are ``[B, T, E, ...]``; what a family puts there in place of states leads with E.
-        """
+        """The mean of the members' losses on the same batch; in ``Aux.states`` is the `Aux` of each, ``[E, ...]``."""
 
         def loss(variables: Variables, keys: Array, initial_state: PyTree) -> tuple[Array, Aux]:
             return self.member.loss(variables, keys, batch.replace(initial_state=initial_state), stage)
 
         losses, aux = jax.vmap(loss, (0, 1, 1))(variables, self._keys(keys), batch.initial_state)
-        metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), aux.metrics)
-        states = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), aux.states) if self._are_states(aux) else aux.states
-        return jnp.mean(losses), Aux(metrics, states)
+        return jnp.mean(losses), Aux(jax.tree.map(lambda x: jnp.mean(x, axis=0), aux.metrics), aux)
 
     def after_update(self, variables: Variables, aux: Aux, stage: str) -> Variables:
-        """What follows an update of each member."""
-        states = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), aux.states) if self._are_states(aux) else aux.states
-
-        def after_update(variables: Variables, states: PyTree) -> Variables:
-            return self.member.after_update(variables, Aux(aux.metrics, states), stage)
-
-        return jax.vmap(after_update)(variables, states)
-
-    def _are_states(self, aux: Aux) -> bool:
-        """Whether the member reports sequences of its states."""
-        state = jax.eval_shape(lambda: self.member.init_state(1))
-        return bool(jax.tree.structure(aux.states) == jax.tree.structure(state))  # type: ignore[operator]
+        """What follows an update of each member, by what that member reported."""
+        return jax.vmap(lambda variables, own: self.member.after_update(variables, own, stage))(variables, aux.states)
 
     def _keys(self, keys: Array) -> Array:
         """``[B, E]``: a key for each member of each row."""

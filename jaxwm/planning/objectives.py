@@ -59,15 +59,17 @@ class Value(Protocol):
 class Reward:
     """Minus the predicted return: discounted rewards while the episode goes on, and a value after the last step.
 
-    Its ``params`` are those of ``value``.
+    Its ``params`` are those of ``value``. Short plans with a value see as far as long ones without (TD-MPC, Hansen et
+    al. 2022, arXiv:2203.04955, equation 3).
 
     Args:
-      discount: factor for each step.
-      value: what follows the last entry; by default nothing.
+      discount: factor for each step; with a critic, the one that it has learned with (``model.discount``).
+      value: what follows the last entry, in a configuration ``critic`` for that of a model which has one
+        (`jaxwm.agents.Dreamer.critic`); by default nothing.
     """
 
     discount: Discount = 1.0
-    value: Value | None = dataclasses.field(default=None, metadata={"configured": False})
+    value: Value | None = dataclasses.field(default=None, metadata={"configured": Literal["critic"] | None})
 
     decode = True
 

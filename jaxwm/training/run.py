@@ -48,6 +48,8 @@ MAY_CHANGE = (
     "training.wandb",
     "evaluation.*",
     "evolution.*",
+    "planning",
+    "planning.*",
 )
 """Keys that may differ when a run goes on: those that change no update. ``stages.*.steps`` is among them so that a run
 can be made longer (a falling schedule then falls towards the new end), and ``data.path`` because folders are moved."""

@@ -5,17 +5,29 @@ import json
 import pathlib
 import types
 
+import jax
+import numpy as np
 import pytest
 from half_solved import HalfSolved
 from PIL import Image
 
 from jaxwm import cli, load_config, load_spec, train
-from jaxwm.config import ConfigError
+from jaxwm.config import ConfigError, build_model
 from jaxwm.data import DataError
 from jaxwm.envs.worlds import WorldEnvironments
 from jaxwm.evaluation import evaluate_run, planners
-from jaxwm.evaluation.planners import configure_planning, plan_run, planning_agent, run_environments, run_goals
+from jaxwm.evaluation.planners import (
+    configure_planning,
+    plan_run,
+    planning_agent,
+    planning_params,
+    run_environments,
+    run_goals,
+)
+from jaxwm.nn import TwoHot
 from jaxwm.planning import ICEM, MPPI, Reward, Weighted
+from jaxwm.training import Run
+from jaxwm.types import example_batch
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -43,6 +55,16 @@ def test_the_planner_of_a_run_is_configured(toy_run):
         (["planning.solver.elites=300"], None, "planning.solver: elites is 300"),
         ([], "icm", "solver 'icm' is unknown; did you mean 'icem'"),
         (["planning.objective.far.kind=gaol"], None, "'gaol' is unknown; did you mean 'goal'"),
+        (
+            ["planning.objective.reward.value=critic"],
+            None,
+            r"objective\.reward\.value: Toy has no critic, dreamer has",
+        ),
+        (
+            ["planning.objective.reward.value=critc"],
+            None,
+            r"objective\.reward\.value='critc': input should be 'critic'",
+        ),
     ],
 )
 def test_mistakes_are_named(toy_run, overrides, solver, message):
@@ -53,8 +75,37 @@ def test_mistakes_are_named(toy_run, overrides, solver, message):
 def test_runs_of_other_episodes_cannot_be_played(toy_run):
     data = toy_run.config.data.model_copy(update={"generate": None})
     run = dataclasses.replace(toy_run, config=toy_run.config.model_copy(update={"data": data}))
-    with pytest.raises(ValueError, match=r"data\.generate is missing"):
+    with pytest.raises(
+        ValueError, match=r"no simulated world \(data\.generate or .*jaxwm\.acting\.play plays its planner"
+    ):
         plan_run(run, 1)
+
+
+def test_the_critic_of_an_agent_follows_the_last_step_of_its_plans():
+    """The shipped configuration asks for it; what the critic says is in the costs, and is no part of the program."""
+    config = load_config(CONFIGS / "dreamer_tiny.yaml", ["planning.length=4"])
+    spec = load_spec(config)
+    model = build_model(config.model, spec)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example_batch(spec, 1, 2))
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    run = Run(config, spec, model, variables, 0)
+    ((weight, objective),) = planning_agent(run).objective.terms
+    assert (weight, objective) == (1.0, Reward(0.997, model.critic))
+    # Whatever happens, the return is known to be about 10: its logarithm is in a single bin.
+    bias = variables["params"]["critic"]["output"]["bias"]
+    found = np.argmin(np.abs(np.asarray(TwoHot.bins()) - 10.0))
+    sure = {**variables["params"]["critic"]["output"], "bias": np.where(np.arange(bias.size) == found, 50.0, 0.0)}
+    critic = {**variables["params"]["critic"], "output": sure}
+    other = dataclasses.replace(run, variables={**variables, "params": {**variables["params"], "critic": critic}})
+    assert planning_params(other).objective == (critic,)
+    nothing, much = (plan_run(run, 2, batch=2).scores.costs for run in (run, other))
+    np.testing.assert_allclose(nothing, 0.0, atol=1e-4)
+    # A model of zeros gives each of the 3 steps even odds to be the last.
+    expected = 0.997**3 * 0.5**3 * float(TwoHot.bins()[found])
+    np.testing.assert_allclose(much, -expected, rtol=1e-3)
+    without = configure_planning(run, ["planning.objective.return.value=null"])
+    assert planning_agent(without).objective.terms == ((1.0, Reward(0.997)),)
+    assert planning_params(without).objective == (None,)
 
 
 def test_a_run_in_blocks_of_actions_is_played_in_blocks(tmp_path):

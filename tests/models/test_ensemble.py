@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jaxwm.config import ConfigError, build_model, parse_config
+from jaxwm.models import FAMILIES
 from jaxwm.models.ensemble import Ensemble
 from jaxwm.testing import moving_clips
-from jaxwm.types import Prediction
+from jaxwm.types import Field, Prediction, Spec
 from tests.contract.families import PICTURES, TINY, VECTOR_MODEL, VECTORS
 
 MEMBER = dataclasses.replace(VECTOR_MODEL, latent=6, hidden=8)
@@ -80,21 +81,73 @@ def test_the_loss_is_the_mean_of_the_members_on_the_same_batch(given):
     np.testing.assert_allclose(aux.metrics["loss/vector"] + 0.1 * aux.metrics["loss/reward"], loss, rtol=1e-5)
 
 
-def test_what_follows_an_update_follows_it_in_each_member():
-    """With states in `Aux` and with counters in the targets."""
-    rssm = Ensemble(VECTORS, dataclasses.replace(TINY["rssm-gaussian"], deter=8, hidden=8, units=8), members=2)
-    batch = moving_clips(VECTORS, B, T)
+def small(name, **changes):
+    """The tiny instance of the contract, with little to compile: without convolutions."""
+    return dataclasses.replace(TINY[name], **({"spec": VECTORS} | changes))
+
+
+PICTURE = Spec((Field("image", (8, 8, 3), "uint8"),), VECTORS.action)
+ANY_FAMILY = {
+    "simple": (small("simple-identity"), "train"),
+    "rssm": (small("rssm-gaussian"), "train"),
+    "dreamer": (small("dreamer", recurrent="gru", latent="gaussian", horizon=2), "train"),
+    "ensemble": (MODEL, "train"),
+    "byol": (small("byol"), "train"),
+    "jepa": (small("jepa"), "train"),
+    "vjepa": (small("vjepa", spec=PICTURE, patch=4, rollout=1), "dynamics"),
+    "mdn_rnn": (small("mdn_rnn-joint"), "dynamics"),
+}
+"""A member of each family, and a stage to train it in."""
+
+
+def test_every_registered_family_is_tried_as_a_member():
+    shipped = {family for family in FAMILIES.values() if family.__module__.startswith("jaxwm.")}
+    assert {type(member) for member, _ in ANY_FAMILY.values()} == shipped
+
+
+@pytest.mark.parametrize("name", ANY_FAMILY)
+def test_any_family_may_be_a_member(name):
+    """Members that are the same agree, others do not; an update changes each of them in its own way."""
+    one, stage = ANY_FAMILY[name]
+    model = Ensemble(one.spec, one, members=2)
+    batch, keys = moving_clips(one.spec, B, 3), jax.random.split(jax.random.key(0), B)
+    # Any parameters will do, and to draw them here spares the compilation of `init`.
+    random = np.random.default_rng(0)
+    draw = lambda x: (0.3 * random.normal(size=x.shape)).astype(x.dtype)  # noqa: E731
+    drawn = jax.tree.map(draw, jax.eval_shape(model.init, keys[0], batch))
+    alike = lambda tree: jax.tree.map(lambda x: np.broadcast_to(x[:1], x.shape), tree)  # noqa: E731
+    before = {"params": drawn["params"], "targets": alike(drawn["targets"])}
+
+    def uncertainty(variables):
+        mode, frame = {"temperature": jnp.zeros(B)}, {name: x[:, 0] for name, x in batch.observation.items()}
+        begins, nothing = jnp.ones(B, bool), jnp.zeros_like(batch.action[:, 0])
+        state = model.observe(variables, keys, model.init_state(B), nothing, frame, begins, mode)
+        return model.decode(variables, model.predict(variables, keys, state, batch.action[:, 0], mode)).uncertainty
+
+    both = jax.tree.map(lambda *x: np.stack(x), alike(before), before)
+    agreed, differed = jax.jit(lambda both: jax.lax.map(uncertainty, both))(both)
+    np.testing.assert_allclose(agreed, 0.0, atol=1e-6)
+    assert (differed > 1e-4).all()
 
     @jax.jit
-    def run(key):
-        variables = rssm.init(key, batch)
-        _, aux = rssm.loss(variables, jax.random.split(key, B), batch, "train")
-        return aux, rssm.after_update(variables, aux, "train")["targets"]
+    def update(before):
+        differentiate = jax.value_and_grad(
+            lambda p: model.loss({**before, "params": p}, keys, batch, stage), has_aux=True
+        )
+        (loss, aux), gradient = differentiate(before["params"])
+        params = jax.tree.map(lambda x, g: x - 0.1 * g, before["params"], gradient)
+        return loss, model.after_update({**before, "params": params}, aux, stage)
 
-    aux, targets = run(jax.random.key(0))
-    np.testing.assert_array_equal(targets["updates"], [1, 1])
-    assert aux.states.deter.shape == (B, T, 2, 8)
-    assert not np.allclose(aux.states.deter[:, :, 0], aux.states.deter[:, :, 1])
+    loss, after = update(before)
+    assert np.isfinite(loss)
+    changes = jax.tree.map(lambda x, y: np.asarray(y) - x, before, after)
+    for path, change in jax.tree.leaves_with_path(changes):
+        assert np.isfinite(change).all(), path
+        if change.dtype == np.int32:  # counts updates
+            np.testing.assert_array_equal(change, 1)
+        elif change.any():
+            assert not np.allclose(change[0], change[1], rtol=1e-3, atol=0.0), path
+    assert any(change.any() for change in jax.tree.leaves(changes["params"]))
 
 
 VALUES = {

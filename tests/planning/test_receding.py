@@ -79,6 +79,22 @@ def test_a_penalty_on_uncertainty_keeps_a_plan_away():
     assert abs(shy.actions[0, :, 0]).sum() < 1.0
 
 
+def test_a_value_after_the_last_step_leads_plans_and_its_parameters_compile_nothing():
+    traces = []
+
+    def value(params, features):
+        traces.append(1)
+        return params * features[:, 0]
+
+    def along_x(params):
+        given = {"objective": Weighted(((1.0, Reward(value=value)),)), "solver": SOLVER, "params": (params,)}
+        return float(plan(Point(), VARIABLES, KEY, jnp.zeros((1, 2)), **given)[0].actions[0, :, 0].sum())
+
+    assert along_x(jnp.float32(0.0)) > 2.0
+    before = len(traces)
+    assert along_x(jnp.float32(-100.0)) < -2.0 and len(traces) == before
+
+
 def test_the_warm_start_of_an_episode_that_begins_is_forgotten():
     keys, position = jax.random.split(KEY, 3), jnp.zeros((3, 2))
     _, used = act(AGENT, PARAMS, keys, AGENT.init(3), position + 5.0, YES)

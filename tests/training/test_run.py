@@ -130,8 +130,10 @@ def test_what_may_change_when_a_run_goes_on(tiny_data):
         "training.wandb=project",
         "evaluation.horizon=2",
         "stages.joint.steps=300",
+        "planning={solver: {name: icem}, objective: {reward: {kind: reward}}}",
     )
     assert compare_configs(before, free) == []
+    assert compare_configs(free, tiny_config(tiny_data, "stages.joint.steps=300")) == []
     other = tiny_config(tiny_data, "model.width=8", "stages.joint.optimizer.agc=0.3", "training.init_from=runs/x")
     assert compare_configs(before, other) == [
         "model.width: checkpoint 4, now 8",
