@@ -5,7 +5,8 @@
 
 Trains the models of each row (or goes on where they stopped) and plays episodes whose goal is a picture. Rows that are
 in `results.json` already are not done again. `rooms`: a door to pass; what each term of the loss is for; worlds that
-look otherwise than those of the training. `reach`: an arm that pushes a puck, by three families, in endless variation.
+look otherwise than those of the training. `reach`: an arm that goes to a place, by three families and in other arms
+and colours; and one that pushes a puck there.
 """
 
 import argparse
@@ -17,8 +18,10 @@ import jax
 
 import jaxwm
 from experiments.record import head, read, write
+from jaxwm.agents.evolution import policy_scores
 from jaxwm.config import build_world
 from jaxwm.evaluation import clips, control, planners
+from jaxwm.worlds import random_policy
 
 HERE = pathlib.Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
@@ -26,11 +29,20 @@ CONFIGS = HERE.parents[1] / "configs"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the table: a configuration, what differs from it, and how the world that is played in differs."""
+    """A row of the table: a configuration, what differs from it, and how the world that is played in differs.
+
+    Attributes:
+      config: in configs/.
+      model: overrides of the model.
+      world: parameters of the world that is played in; that of the training stays as it is.
+      learned: whether the model has been trained in that world too.
+      seeds: trainings.
+    """
 
     config: str
     model: tuple[str, ...] = ()
     world: tuple[tuple[str, object], ...] = ()
+    learned: bool = False
     seeds: int = 3
 
 
@@ -41,6 +53,8 @@ OTHERWISE = {
     "smaller agent": (("radius", 0.03),),
     "door at the top": (("door_centre", (0.1, 0.15)),),
 }
+COLOURS = (("background", ((15, 18, 26), (90, 100, 130))), ("arm_colour", ((110, 120, 140), (230, 200, 220))))
+ARMS = (("upper_arm", (0.45, 0.6)), ("forearm", (0.45, 0.6)))
 ROWS = {
     "rooms": {
         "jepa": Row("jepa_rooms"),
@@ -49,6 +63,11 @@ ROWS = {
     },
     "reach": {
         **{family: Row(f"{family}_reach", seeds=1) for family in ("jepa", "rssm", "byol")},
+        "other arms": Row("jepa_reach", world=ARMS, seeds=1),
+        "other colours": Row("jepa_reach", world=COLOURS, seeds=1),
+        "other arms and colours": Row("jepa_reach", world=ARMS + COLOURS, seeds=1),
+        "trained in other arms and colours": Row("jepa_reach", world=ARMS + COLOURS, learned=True, seeds=1),
+        "push": Row("jepa_push", seeds=1),
     },
 }
 
@@ -75,25 +94,34 @@ def main():
 
 def measure(name, row, arguments):
     """Success over all seeds of a row, and for the plain ones the time of planning for one episode alone."""
-    parts, alone = [], {}
-    trained_as = "_".join([row.config, *(text.split(".")[-1] for text in row.model)])
+    parts, chance, alone = [], [], {}
+    trained_as = "_".join([row.config, *(text.split(".")[-1] for text in row.model), *(["varied"] * row.learned)])
     for seed in range(row.seeds):
-        overrides = [f"seed={seed}", f"data.path={arguments.data}", *row.model]
+        overrides = [f"seed={seed}", f"data.path={arguments.data}{name_of_data(row)}", *row.model]
+        if row.learned:
+            overrides += [f"data.generate.world.{key}={json.dumps(value)}" for key, value in row.world]
         run = jaxwm.train(
             jaxwm.load_config(CONFIGS / f"{row.config}.yaml", overrides), arguments.runs / f"{trained_as}_{seed}"
         )
         agent, environments = planners.planning_agent(run), planners.run_environments(run)
-        if row.world:
-            world = {**run.config.data.generate.world.model_dump(), **dict(row.world)}
-            environments = dataclasses.replace(
-                environments, world=build_world(run.config.data.generate.world.model_copy(update=world))
-            )
+        source = run.config.data.generate.world
+        world = build_world(source.model_copy(update={**source.model_dump(), **dict(row.world)}))
+        environments = dataclasses.replace(environments, world=world)
         key, count = jax.random.key(1000 + seed), arguments.episodes
         planned = control.evaluate_planning(
-            agent, run.variables, key, environments, count, batch=count, goals=planners.run_goals(run), shown=8
+            agent,
+            run.variables,
+            key,
+            environments,
+            count,
+            batch=min(count, 70),
+            goals=planners.run_goals(run),
+            shown=8,
         )
         print(name, "seed", seed, planned.scores.success, flush=True)
         parts.append(planned.scores)
+        frames = environments.length * run.config.data.frame_skip
+        chance.append(float((policy_scores(world, random_policy, key, frames, 200) > 0).mean()))
         if seed == 0 and not row.world and not row.model:
             clips.write_video(HERE / f"{trained_as}.gif", planned.film(environments.world, 64))
             scores = control.evaluate_planning(
@@ -103,7 +131,12 @@ def measure(name, row, arguments):
                 "ms_per_plan_alone": scores.plan_milliseconds,
                 "planning_seconds_per_episode_alone": scores.planning_seconds,
             }
-    return control.pool(parts) | alone
+    return control.pool(parts) | {"random_play": sum(chance) / len(chance)} | alone
+
+
+def name_of_data(row):
+    """What is put behind the folder of the episodes, for rows that learn of others."""
+    return ("_push" if row.config == "jepa_push" else "") + ("_varied" if row.learned else "")
 
 
 if __name__ == "__main__":
