@@ -129,7 +129,7 @@ def sweep(
 ) -> None:
     """Trains every combination of some settings, goes on where it was stopped, and aggregates over the seeds.
 
-    summary.json holds all figures; the table and summary.png show what a run is judged by, or each that --metric names.
+    summary.json holds all figures; the table and summary.png show what a run is judged by, or what --metric names.
     """
     from rich.console import Console
 

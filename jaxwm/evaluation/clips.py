@@ -105,8 +105,13 @@ def side_by_side(
     return _film([upscale(panel, scale) for panel in panels], context, ("truth", "imagined", "error"), labels)
 
 
-def film(prediction: Any, context: int = 0, *, scale: int = 4, labels: bool = True, name: str = "imagined") -> Pixels:
-    """A video of one column, where there is no truth to compare with; otherwise as `side_by_side`."""
+def film(
+    prediction: Any, context: int | None = 0, *, scale: int = 4, labels: bool = True, name: str = "imagined"
+) -> Pixels:
+    """A video of one column, where there is no truth to compare with; otherwise as `side_by_side`.
+
+    ``context`` None is for what has happened: nothing of it was imagined.
+    """
     panel = upscale(to_pixels(prediction), scale)
     if panel.ndim != 4:
         raise ClipError(f"prediction has shape {np.shape(prediction)}, expected [T, H, W, C]")
@@ -201,8 +206,9 @@ def write_image(path: str | os.PathLike[str], pixels: Pixels) -> pathlib.Path:
     return path
 
 
-def _film(panels: list[Pixels], context: int, names: Sequence[str], labels: bool) -> Pixels:
+def _film(panels: list[Pixels], context: int | None, names: Sequence[str], labels: bool) -> Pixels:
     length, height, width = panels[0].shape[:3]
+    shown = length if context is None else context
     top = _HEADER if labels else _MARGIN
     bottom = _BAR + (_HEADER if labels else _MARGIN)
     left = lambda column: _MARGIN + column * (width + _MARGIN)  # noqa: E731
@@ -215,7 +221,7 @@ def _film(panels: list[Pixels], context: int, names: Sequence[str], labels: bool
     bar = slice(top + height + 1, top + height + _BAR)
     for time, frame in enumerate(video):
         end = _MARGIN + round((left(len(panels)) - 2 * _MARGIN) * (time + 1) / length)
-        seen = _MARGIN + round((left(len(panels)) - 2 * _MARGIN) * min(time + 1, context) / length)
+        seen = _MARGIN + round((left(len(panels)) - 2 * _MARGIN) * min(time + 1, shown) / length)
         frame[bar, _MARGIN:seen] = CONTEXT_COLOUR
         frame[bar, seen:end] = IMAGINED_COLOUR
         if labels:
@@ -223,8 +229,10 @@ def _film(panels: list[Pixels], context: int, names: Sequence[str], labels: bool
     return video
 
 
-def _time_label(time: int, context: int, width: int) -> str:
-    """What a frame is: "context 2/5" or "imagined +3", shortened where ``width`` pixels are too few."""
+def _time_label(time: int, context: int | None, width: int) -> str:
+    """What a frame is: "context 2/5", "imagined +3" or "frame 8", shortened where ``width`` pixels are too few."""
+    if context is None:
+        return f"frame {time}" if width >= 80 else f"{time}"
     if time < context:
         return f"context {time + 1}/{context}" if width >= 80 else f"c{time + 1}"
     return f"imagined +{time - context + 1}" if width >= 80 else f"+{time - context + 1}"

@@ -159,7 +159,7 @@ class Planned:
             goals = jax.tree.map(lambda x: np.broadcast_to(x, (length, *x.shape)), self.goals)
             frames = np.concatenate([frames, np.asarray(draw(goals))], axis=3)
         name = "now" if self.goals is None else "now, goal"
-        videos = [clips.film(frames[:, row], scale=1, name=name) for row in rows]
+        videos = [clips.film(frames[:, row], None, scale=1, name=name) for row in rows]
         return clips.tile(videos, min(2, len(videos)))
 
 

@@ -61,6 +61,12 @@ def test_side_by_side_shows_truth_imagined_and_error(episode):
     np.testing.assert_allclose(blue, [0, 0, 1 / 6, 2 / 6, 3 / 6, 4 / 6], atol=0.05)
 
 
+def test_nothing_of_what_has_happened_was_imagined(episode):
+    happened, dreamt = (clips.film(episode[0], context, scale=2) for context in (None, 0))
+    assert not (happened == clips.IMAGINED_COLOUR).all(-1).any() and (dreamt == clips.IMAGINED_COLOUR).all(-1).any()
+    assert (happened[:, -14:] != dreamt[:, -14:]).any()
+
+
 def test_labels_are_drawn_above_and_below(episode):
     plain = clips.side_by_side(*episode, 2, labels=False)
     labelled = clips.side_by_side(*episode, 2, labels=True)
