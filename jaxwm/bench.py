@@ -205,7 +205,7 @@ def _pipeline(config: Config, seconds: float, training: Measurement) -> Measurem
         return Measurement(name, 0.0, "batches/s", 0.0, None, f"no episodes in {config.data.path}")
     settings = config.data
     windows = data.windows(
-        data.open_data(settings, "train"),
+        data.open_data(settings, "train", info=False),
         batch=settings.batch, length=settings.length, seed=0, threads=settings.threads, prefetch=settings.prefetch,
     )  # fmt: skip
     with contextlib.closing(windows):  # type: ignore[type-var]

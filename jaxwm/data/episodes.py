@@ -287,13 +287,18 @@ def splits_of(path: str | os.PathLike[str]) -> list[str]:
     return sorted(names, key=lambda name: (name != "train", name))
 
 
-def open_episodes(path: str | os.PathLike[str], split: str) -> Episodes:
+def open_episodes(path: str | os.PathLike[str], split: str, info: bool = True) -> Episodes:
     """Opens one split of the data set at ``path`` for random access.
+
+    Args:
+      path: the data set's folder.
+      split: the split's name.
+      info: whether to read the physical truth too; what learns does without, which saves time.
 
     Raises:
       DataError: no data set, no such split, an unknown format version, or files that are damaged.
     """
-    return Episodes(path, split)
+    return Episodes(path, split, info)
 
 
 class Episodes(Sequence[Episode]):
@@ -303,18 +308,18 @@ class Episodes(Sequence[Episode]):
       path: the data set's folder.
       split: the split's name.
       spec: what the episodes show and take.
-      info: the fields of ``info``.
+      info: the fields of ``info`` that are read.
       metadata: what was kept beside the data.
       lengths: ``[N]`` int64, steps of each episode.
     """
 
-    def __init__(self, path: str | os.PathLike[str], split: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], split: str, info: bool = True) -> None:
         from jaxwm.data.builder import open_records
 
         header = read_header(path)
         self.path, self.split = pathlib.Path(path), split
         self.spec: Spec = header["spec"]
-        self.info: tuple[Field, ...] = header["info"]
+        self.info: tuple[Field, ...] = header["info"] if info else ()
         self.metadata: dict[str, Any] = header["metadata"]
         self._chunk = int(header["chunk"])
         file = self.path / f"index-{split}.npy"

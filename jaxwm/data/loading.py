@@ -153,13 +153,13 @@ def load_spec(config: Config) -> Spec:
     return _blocked(spec, config.data.frame_skip)
 
 
-def open_data(config: DataConfig, split: str) -> Episodes | Blocks:
-    """The episodes of a split, in blocks of ``frame_skip`` actions.
+def open_data(config: DataConfig, split: str, info: bool = True) -> Episodes | Blocks:
+    """The episodes of a split, in blocks of ``frame_skip`` actions; ``info`` as in `open_episodes`.
 
     Raises:
       DataError: as `open_episodes`, or discrete actions that cannot be joined.
     """
-    return in_blocks(open_episodes(config.path, split), config.frame_skip)
+    return in_blocks(open_episodes(config.path, split, info), config.frame_skip)
 
 
 def in_blocks(episodes: Any, size: int) -> Any:

@@ -118,7 +118,7 @@ def train(
 
         # ------------------------------------------------------------------------------------------------- data
         data.ensure_dataset(config.data, log=report.say)
-        episodes = data.open_data(config.data, "train")
+        episodes = data.open_data(config.data, "train", info=False)
         held_out = _held_out(config, report)
 
         # ------------------------------------------------------------------------------------------------ state
@@ -179,7 +179,6 @@ def _begin(
     phase, settings = phases[0], config.training
     # Real episodes, the same ones in every process: a model may start from statistics of them.
     batch = data.episode_batch(episodes, range(min(16, len(episodes))), config.data.length)
-    batch = dataclasses.replace(batch, info={})
     state = init_state(model, phase.stage, phase.optimizer(), key, batch, ema=settings.ema, mesh=mesh)
     return runs.start_from(state, settings, report.say), phase
 
@@ -190,7 +189,7 @@ def _held_out(config: Config, report: Reporter) -> list[Trajectory]:
     if not config.training.evaluate_every:
         return []
     try:
-        episodes = data.open_data(settings, "test")
+        episodes = data.open_data(settings, "test", info=False)
     except data.DataError as error:
         report.say(f"no held-out loss, and so no best checkpoint: {error}")
         return []

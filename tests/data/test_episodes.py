@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 
+import chex
 import numpy as np
 import pytest
 from episode_samples import LENGTHS, SPEC, assert_equal, make_episode, make_episodes
@@ -51,6 +52,18 @@ def test_a_window_is_a_padded_slice_with_the_action_before_it(folder, number, pl
             expected = np.zeros((length, *array.shape[1:]), array.dtype)
             expected[:known] = array[start : start + known]
             np.testing.assert_array_equal(read[name], expected, err_msg=f"{field.name} {name}")
+
+
+def test_what_learns_reads_no_truth_and_the_same_of_everything_else(folder):
+    whole = data.open_episodes(folder, "train").windows([0, 1], [3, 0], 20)
+    blind = data.open_episodes(folder, "train", info=False)
+    read = []
+    original = blind._records.read
+    blind._records.read = lambda record, names, steps: read.extend(names) or original(record, names, steps)
+    seen = blind.windows([0, 1], [3, 0], 20)
+    assert whole.info
+    assert not [name for name in read if name.startswith("info/")]
+    chex.assert_trees_all_equal(seen, dataclasses.replace(whole, info={}))
 
 
 @pytest.mark.parametrize(("start", "length", "touched"), [(0, 16, 1), (1, 16, 2), (16, 16, 2), (15, 18, 3), (3, 2, 1)])
