@@ -257,7 +257,7 @@ class VJEPA:
             )["params"],
             "heads": {**heads, "decoder": decoder},
         }
-        return {"params": params, "targets": {"encoder": encoder}}
+        return {"params": params, "targets": {"encoder": encoder, "pixels": self._pixel_statistics(batch)}}
 
     def init_state(self, batch_size: int) -> VJEPAState:
         """Nothing has been seen."""
@@ -344,14 +344,16 @@ class VJEPA:
             return variables
         follow = lambda slow, fast: slow + self.target_rate * (fast - slow)  # noqa: E731
         encoder = jax.tree.map(follow, variables["targets"]["encoder"], variables["params"]["encoder"])
-        return {**variables, "targets": {"encoder": encoder}}
+        return {**variables, "targets": {**variables["targets"], "encoder": encoder}}
 
     def encode(self, variables: Variables, observation: Arrays) -> tuple[Array, Array]:
         """Each frame for itself: patches ``[..., N, width]`` and vectors ``[..., P]``; without gradient."""
         images = observation[self.spec.images[0].name]
         leading = images.shape[:-3]
         clips = jnp.repeat(images.reshape(-1, 1, *images.shape[-3:]), self.tubelet, axis=1)
-        tokens = _run(self._encoder, variables["targets"]["encoder"], self._tubelets(clips), self._places(1)[None])
+        tokens = _run(
+            self._encoder, variables["targets"]["encoder"], self._tubelets(variables, clips), self._places(1)[None]
+        )
         latent = layer_norm(jax.lax.stop_gradient(tokens)).reshape(*leading, math.prod(self.grid), self.width)
         vectors = [symlog(observation[field.name]) for field in self.spec.vectors]
         return latent, jnp.concatenate(vectors, axis=-1) if vectors else jnp.zeros((*leading, 0))
@@ -363,7 +365,7 @@ class VJEPA:
         if not steps:
             raise ValueError(f"{name} has {images.shape[1]} frames, expected at least tubelet={self.tubelet}")
         clips = images[:, : steps * self.tubelet]
-        pixels, places, count = self._tubelets(clips), self._places(steps), math.prod(self.grid)
+        pixels, places, count = self._tubelets(variables, clips), self._places(steps), math.prod(self.grid)
         # Tubelets beyond the end of an episode show nothing.
         real = jnp.all(batch.valid[:, : steps * self.tubelet].reshape(len(pixels), steps, self.tubelet), axis=-1)
         everything = jnp.repeat(real, count, axis=1)
@@ -427,11 +429,20 @@ class VJEPA:
         )  # fmt: skip
         return latent[:, 0], vectors[:, 0], state.cache.append(entries)
 
-    def _tubelets(self, clips: Array) -> Array:
-        """uint8 ``[B, T, H, W, C]`` to pixels ``[B, T / tubelet * N, tubelet * patch * patch * C]``, of unit scale."""
+    def _pixel_statistics(self, batch: Trajectory) -> Arrays:
+        """Mean and standard deviation of each colour ``[C]`` in the frames of ``batch``."""
+        images, real = batch.observation[self.spec.images[0].name] / 255.0, batch.valid[..., None, None, None]
+        mean = lambda x: jnp.sum(x * real, (0, 1, 2, 3)) / (jnp.maximum(jnp.sum(real), 1) * math.prod(x.shape[2:4]))  # noqa: E731
+        middle = mean(images)
+        # A picture of one colour would be blown up to noise.
+        return {"mean": middle, "spread": jnp.maximum(jnp.sqrt(mean(jnp.square(images - middle))), 0.02)}
+
+    def _tubelets(self, variables: Variables, clips: Array) -> Array:
+        """uint8 ``[B, T, H, W, C]`` to ``[B, T / tubelet * N, tubelet * patch * patch * C]``, standardised."""
         rows, length = clips.shape[:2]
         steps = length // self.tubelet
-        scaled = clips.astype(self.compute_dtype) / 255.0 - 0.5
+        pixels = variables["targets"]["pixels"]
+        scaled = ((clips / 255.0 - pixels["mean"]) / pixels["spread"]).astype(self.compute_dtype)
         patches = patchify(scaled.reshape(rows * length, *clips.shape[2:]), self.patch)
         patches = patches.reshape(rows, steps, self.tubelet, math.prod(self.grid), -1)
         return jnp.moveaxis(patches, 2, 3).reshape(rows, steps * math.prod(self.grid), -1)

@@ -1,0 +1,6 @@
+"""World models that make the next frame out of noise."""
+
+from jaxwm.models.diffusion.objectives import EDM, AnyObjective, Flow, Forcing, Objective, Shortcut, mix
+from jaxwm.models.diffusion.samplers import sample
+
+__all__ = ["EDM", "AnyObjective", "Flow", "Forcing", "Objective", "Shortcut", "mix", "sample"]
