@@ -358,19 +358,39 @@ class VJEPA:
         vectors = [symlog(observation[field.name]) for field in self.spec.vectors]
         return latent, jnp.concatenate(vectors, axis=-1) if vectors else jnp.zeros((*leading, 0))
 
+    def encode_clips(self, variables: Variables, images: Array, valid: Array | None = None) -> Array:
+        """Clips as pretraining sees them whole: uint8 ``[B, T, H, W, C]`` to ``[B, T / tubelet, N, width]``.
+
+        Without gradient. A patch sees all of its clip, later frames included, but none that is not ``valid``
+        ``[B, T]``.
+
+        Raises:
+          ValueError: the clips are shorter than a tubelet.
+        """
+        name, length, count = self.spec.images[0].name, images.shape[1], math.prod(self.grid)
+        steps = length // self.tubelet
+        if not steps:
+            raise ValueError(f"{name} has {length} frames, expected at least tubelet={self.tubelet}")
+        pixels = self._tubelets(variables, images[:, : steps * self.tubelet])
+        seen = None if valid is None else jnp.repeat(self._whole_tubelets(valid), count, axis=1)
+        tokens = _run(self._encoder, variables["targets"]["encoder"], pixels, self._places(steps)[None], seen)
+        return layer_norm(jax.lax.stop_gradient(tokens)).reshape(len(images), steps, count, self.width)
+
+    def _whole_tubelets(self, valid: Array) -> Array:
+        """``[B, T / tubelet]``: those of which all frames are ``valid`` ``[B, T]``."""
+        steps = valid.shape[1] // self.tubelet
+        return jnp.all(valid[:, : steps * self.tubelet].reshape(len(valid), steps, self.tubelet), axis=-1)
+
     def _masked_losses(self, variables: Variables, keys: Array, batch: Trajectory) -> dict[str, Array]:
         """Mean absolute error of the representations of what was cut out, for short and for long blocks."""
-        images, name = batch.observation[self.spec.images[0].name], self.spec.images[0].name
-        steps = images.shape[1] // self.tubelet
-        if not steps:
-            raise ValueError(f"{name} has {images.shape[1]} frames, expected at least tubelet={self.tubelet}")
-        clips = images[:, : steps * self.tubelet]
-        pixels, places, count = self._tubelets(variables, clips), self._places(steps), math.prod(self.grid)
+        images, count = batch.observation[self.spec.images[0].name], math.prod(self.grid)
+        targets = self.encode_clips(variables, images, batch.valid)
+        steps = targets.shape[1]
+        targets = targets.reshape(len(images), steps * count, -1)
+        pixels, places = self._tubelets(variables, images[:, : steps * self.tubelet]), self._places(steps)
         # Tubelets beyond the end of an episode show nothing.
-        real = jnp.all(batch.valid[:, : steps * self.tubelet].reshape(len(pixels), steps, self.tubelet), axis=-1)
+        real = self._whole_tubelets(batch.valid)
         everything = jnp.repeat(real, count, axis=1)
-        targets = layer_norm(_run(self._encoder, variables["targets"]["encoder"], pixels, places[None], everything))
-        targets = jax.lax.stop_gradient(targets)
         grouped = pixels.reshape(len(pixels), steps, count, -1)
         losses = {}
         for index, (kind, blocks, share) in enumerate(
