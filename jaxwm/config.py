@@ -92,7 +92,7 @@ def build_model(config: ModelConfig, spec: Spec) -> WorldModel:
     family = models.FAMILIES[fields.pop("family")]
     fields = {name: build_model(x, spec) if isinstance(x, ModelConfig) else x for name, x in fields.items()}
     try:
-        return family(spec=spec, **fields)
+        return family(spec=spec, **_built_parts(family, fields))
     except ConfigError:
         raise
     except ValueError as error:
@@ -153,24 +153,39 @@ def _fields(section: Section) -> dict[str, Any]:
     return {name: getattr(section, name) for name in type(section).model_fields}
 
 
-def section(base: type[Section], cls: type, **constants: str) -> type[Section]:
+def _built_parts(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
+    """``fields`` of dataclass ``cls`` with the dataclasses that its parts are, where they are sections."""
+    hints = typing.get_type_hints(cls)
+    return {
+        name: hints[name](**_built_parts(hints[name], _fields(x))) if isinstance(x, Section) else x
+        for name, x in fields.items()
+    }
+
+
+def section(base: type[Section], cls: type, default: Any = None, **constants: str) -> type[Section]:
     """The section that holds the fields of dataclass ``cls``, with ``constants`` that name it.
 
     Left out is ``spec``. ``metadata={"configured": hint}`` of a field is its type in a configuration, where that
-    differs: a name, for what only Python can hold.
+    differs: a name, for what only Python can hold. A field that is a dataclass, a part of a family, is a section
+    itself. The defaults are those of ``cls``, or the values that its instance ``default`` has.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {name: (Literal[value], value) for name, value in constants.items()}
     for field in dataclasses.fields(cls):
         if field.name == "spec" or not field.init:
             continue
-        if field.default_factory is not dataclasses.MISSING:
-            default: Any = field.default_factory()
+        if default is not None:
+            value: Any = getattr(default, field.name)
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
         else:
-            default = ... if field.default is dataclasses.MISSING else field.default
+            value = ... if field.default is dataclasses.MISSING else field.default
         hint = field.metadata.get("configured", hints[field.name])
         hint = ModelConfig if hint is WorldModel else hint
-        fields[field.name] = (hint, default)
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            hint = section(Section, hint, None if value is ... else value)
+            value = value if value is ... else hint()
+        fields[field.name] = (hint, value)
     return pydantic.create_model(cls.__name__ + "Config", __base__=base, **fields)
 
 

@@ -1,11 +1,45 @@
 """Configuration: files and overrides, one-line errors, the way back through YAML."""
 
+import dataclasses
 import pathlib
+from typing import ClassVar
 
+import pydantic
 import pytest
 
 import jaxwm
+from jaxwm import models
 from jaxwm.config import parse_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Corner:
+    """A part of a part."""
+
+    angle: float = 90.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a family may hold: settings that belong together."""
+
+    width: pydantic.PositiveInt = 4
+    levels: tuple[int, ...] = (8, 5)
+    corner: Corner = Corner()
+
+    def __post_init__(self):
+        if self.width > 100:
+            raise ValueError(f"part.width is {self.width}, expected at most 100")
+
+
+@dataclasses.dataclass(frozen=True)
+class Composed:
+    """A family with a part, whose defaults are its own."""
+
+    spec: jaxwm.Spec
+    part: Part = Part(width=6)
+    stages: ClassVar = (jaxwm.Stage("train"),)
+
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SPEC = jaxwm.Spec((jaxwm.Field("image", (32, 32, 3), "uint8"),), jaxwm.ActionSpec(2))
@@ -120,3 +154,45 @@ def test_fields_that_do_not_fit_each_other_are_named():
     config = parse_config(MINIMAL, ["model.deter=30"])
     with pytest.raises(jaxwm.ConfigError, match="deter=30 does not divide into blocks=8"):
         jaxwm.build_model(config.model, SPEC)
+
+
+@pytest.fixture
+def composed(monkeypatch):
+    monkeypatch.setitem(models.FAMILIES, "composed", Composed)
+    return lambda model, *overrides: parse_config({**MINIMAL, "model": {"family": "composed", **model}}, overrides)
+
+
+def test_a_part_of_a_family_is_a_section(composed, tmp_path):
+    build = lambda config: jaxwm.build_model(config.model, SPEC)  # noqa: E731
+    assert build(composed({})) == Composed(SPEC)
+    config = composed({"part": {"levels": [7, 3]}}, "model.part.corner.angle=45")
+    assert build(config) == Composed(SPEC, Part(6, (7, 3), Corner(45.0)))
+    assert hash(build(config)) == hash(build(composed({"part": {"levels": [7, 3], "corner": {"angle": 45.0}}})))
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
+    assert build(jaxwm.load_config(tmp_path / "resolved.yaml")) == build(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("model.part.widht=5", ["model.part.widht=5", "unknown key", "'width'"]),
+        ("model.prat.width=5", ["model.prat", "unknown key", "'part'"]),
+        ("model.part.width=0", ["model.part.width=0", "greater than 0"]),
+        ("model.part.width=wide", ["model.part.width='wide'", "integer"]),
+        ("model.part.levels=[8,x]", ["model.part.levels.1='x'", "integer"]),
+        ("model.part.corner.angel=1", ["model.part.corner.angel=1", "unknown key", "'angle'"]),
+        ("model.part=3", ["model.part=3"]),
+        ("model.part=null", ["model.part=None"]),
+    ],
+)
+def test_a_mistake_in_a_part_is_one_line_that_names_it(composed, override, parts):
+    with pytest.raises(jaxwm.ConfigError) as caught:
+        composed({}, override)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value), str(caught.value)
+
+
+def test_fields_of_a_part_that_do_not_fit_are_named(composed):
+    with pytest.raises(jaxwm.ConfigError, match=r"^model: part.width is 101, expected at most 100$"):
+        jaxwm.build_model(composed({}, "model.part.width=101").model, SPEC)

@@ -255,6 +255,21 @@ class Decoder(nn.Module):
         return parts
 
 
+def mean_frame(images: Array, valid: Array, pixels: str) -> Array:
+    """``[H, W, C]`` float32: what a last layer says that ``pixels`` turns into the mean of ``images``.
+
+    Args:
+      images: uint8 ``[B, T, H, W, C]``.
+      valid: ``[B, T]``, which of them count.
+      pixels: ``sigmoid`` or ``linear``, see `Decoder`.
+    """
+    counts = valid[..., None, None, None]
+    frames = jnp.where(counts, images.astype(jnp.float32) / 255.0, 0.0)
+    mean = jnp.sum(frames, axis=(0, 1)) / jnp.maximum(jnp.sum(counts), 1)
+    # Saturated pixels keep a gradient: beyond this a sigmoid would need very long to come back.
+    return jax.scipy.special.logit(jnp.clip(mean, 0.01, 0.99)) if pixels == "sigmoid" else mean - 0.5
+
+
 def start_from_mean_frame(decoder: PyTree, spec: Spec, batch: Trajectory, pixels: str) -> PyTree:
     """The parameters of a `Decoder` with ``background`` such that it starts from the mean frame of ``batch``.
 
@@ -269,13 +284,8 @@ def start_from_mean_frame(decoder: PyTree, spec: Spec, batch: Trajectory, pixels
       pixels: the decoder's ``pixels``.
     """
     decoder = dict(decoder)
-    valid = batch.valid[..., None, None, None]
     for field in spec.images:
-        frames = jnp.where(valid, batch.observation[field.name].astype(jnp.float32) / 255.0, 0.0)
-        mean = jnp.sum(frames, axis=(0, 1)) / jnp.maximum(jnp.sum(valid), 1)
-        # Saturated pixels keep a gradient: beyond this a sigmoid would need very long to come back.
-        inverse = jax.scipy.special.logit(jnp.clip(mean, 0.01, 0.99)) if pixels == "sigmoid" else mean - 0.5
-        decoder[f"background_{field.name}"] = inverse
+        decoder[f"background_{field.name}"] = mean_frame(batch.observation[field.name], batch.valid, pixels)
         image = dict(decoder[f"image_{field.name}"])
         last = "patches" if "patches" in image else "conv_0"
         decoder[f"image_{field.name}"] = image | {last: jax.tree.map(lambda x: 0.1 * x, image[last])}
