@@ -98,18 +98,15 @@ def test_shapes_scales_and_indices_both_ways(made):
     assert np.mean(every**2) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_the_decoder_starts_from_the_mean_of_the_valid_frames(made):
-    if made.bound.config.kind not in ("masked", "vq"):
-        pytest.skip("the same for the other kinds")
-    fresh, statistics = jax.jit(made.bound.init)(jax.random.key(0), made.images, VALID)
-    expected = np.asarray(made.images)[np.asarray(VALID)].mean(0) / 255
-    background = np.asarray(fresh["decoder"]["background"])
-    shown = 1 / (1 + np.exp(-background)) if made.bound.config.pixels == "sigmoid" else background + 0.5
+def test_the_decoder_starts_from_the_mean_of_the_valid_frames(vq):
+    fresh, statistics = jax.jit(vq.bound.init)(jax.random.key(0), vq.images, VALID)
+    expected = np.asarray(vq.images)[np.asarray(VALID)].mean(0) / 255
+    shown = 1 / (1 + np.exp(-np.asarray(fresh["decoder"]["background"])))
     np.testing.assert_allclose(shown, expected, atol=1e-5)
-    decoded = np.asarray(made.decode(fresh, made.encode(fresh, made.images).latents))
+    decoded = np.asarray(vq.decode(fresh, vq.encode(fresh, vq.images).latents))
     assert np.abs(decoded - expected).mean() < 0.1
-    assert np.abs(decoded - made.images / 255).mean() > 0.2
-    chex.assert_trees_all_equal_shapes_and_dtypes((fresh, statistics), (made.params, made.statistics))
+    assert np.abs(decoded - vq.images / 255).mean() > 0.2
+    chex.assert_trees_all_equal_shapes_and_dtypes((fresh, statistics), (vq.params, vq.statistics))
 
 
 def changed_at(function, inputs, t):
@@ -268,6 +265,18 @@ def test_it_learns_to_tell_the_frames_of_a_clip_apart(made):
     truth, valid = np.asarray(images) / 255, np.asarray(VALID)
     error = np.mean(np.square(decoded - truth)[valid])
     assert error < 0.5 * truth[valid].var(axis=0).mean(), "far better than any picture that stays the same"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_inside_only(kind):
+    bound = dataclasses.replace(KINDS[kind], dtype="bfloat16", window=1).bind(FIELD)
+    images, keys = pictures(0), jax.random.split(jax.random.key(0), B)
+    params, statistics = jax.eval_shape(bound.init, keys[0], images, VALID)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    tokens = jax.eval_shape(bound.encode, params, images)
+    assert tokens.latents.dtype == jax.eval_shape(bound.decode, params, tokens.latents).dtype == jnp.float32
+    assert jax.eval_shape(bound.loss, params, statistics, keys, images, VALID)[0].dtype == jnp.float32
+    assert bound.init_cache(B).keys[0].dtype == jnp.bfloat16
 
 
 def test_what_does_not_fit_is_named():
