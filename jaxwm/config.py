@@ -11,12 +11,15 @@ family's own dataclass and into ``data.generate.world`` those of the world's: ea
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import operator
 import pathlib
 import re
+import types
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -156,10 +159,27 @@ def _fields(section: Section) -> dict[str, Any]:
 def _built_parts(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
     """``fields`` of dataclass ``cls`` with the dataclasses that its parts are, where they are sections."""
     hints = typing.get_type_hints(cls)
-    return {
-        name: hints[name](**_built_parts(hints[name], _fields(x))) if isinstance(x, Section) else x
-        for name, x in fields.items()
-    }
+
+    def built(name: str, x: Section) -> Any:
+        part = next(part for part in _dataclasses_in(hints[name]) if type(x).__name__ == _section_name(part))
+        return part(**_built_parts(part, _fields(x)))
+
+    return {name: built(name, x) if isinstance(x, Section) else x for name, x in fields.items()}
+
+
+def _dataclasses_in(hint: Any) -> tuple[type, ...]:
+    """``hint`` if it is a dataclass, those that it is one of, or nothing."""
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return members if all(isinstance(x, type) and dataclasses.is_dataclass(x) for x in members) else ()
+
+
+def _with_name(default: Any) -> Callable[[Any], Any]:
+    """Values that do not say which of several sections they are for are for that of ``default``."""
+    return lambda x: {"name": default.name, **x} if isinstance(x, dict) and default is not ... else x
+
+
+def _section_name(cls: type) -> str:
+    return f"{cls.__name__}Config"
 
 
 def section(base: type[Section], cls: type, default: Any = None, **constants: str) -> type[Section]:
@@ -167,7 +187,8 @@ def section(base: type[Section], cls: type, default: Any = None, **constants: st
 
     Left out is ``spec``. ``metadata={"configured": hint}`` of a field is its type in a configuration, where that
     differs: a name, for what only Python can hold. A field that is a dataclass, a part of a family, is a section
-    itself. The defaults are those of ``cls``, or the values that its instance ``default`` has.
+    itself, and one that may be one of several (`jaxwm.models.diffusion.AnyObjective`) is that which its ``name`` says.
+    The defaults are those of ``cls``, or the values that its instance ``default`` has.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {name: (Literal[value], value) for name, value in constants.items()}
@@ -182,11 +203,14 @@ def section(base: type[Section], cls: type, default: Any = None, **constants: st
             value = ... if field.default is dataclasses.MISSING else field.default
         hint = field.metadata.get("configured", hints[field.name])
         hint = ModelConfig if hint is WorldModel else hint
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            hint = section(Section, hint, None if value is ... else value)
-            value = value if value is ... else hint()
+        alone, *notes = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        if parts := _dataclasses_in(alone):
+            sections = [section(Section, part, value if type(value) is part else None) for part in parts]
+            value = value if value is ... else sections[parts.index(type(value))]()
+            hint = functools.reduce(operator.or_, sections)
+            hint = Annotated[hint, *notes, pydantic.BeforeValidator(_with_name(value))] if notes else hint
         fields[field.name] = (hint, value)
-    return pydantic.create_model(cls.__name__ + "Config", __base__=base, **fields)
+    return pydantic.create_model(_section_name(cls), __base__=base, **fields)
 
 
 class _Loader(yaml.SafeLoader):
@@ -318,12 +342,10 @@ def _stages(config: ModelConfig) -> tuple[Stage, ...]:
 def _describe(error: pydantic.ValidationError, config_type: type[Config]) -> str:
     """The first error in one line, with the number of others."""
     first, *others = error.errors(include_url=False)
-    location = [str(part) for part in first["loc"]]
+    location, known = _place(config_type, [str(part) for part in first["loc"]])
     key, kind = ".".join(location), first["type"]
     if kind == "extra_forbidden":
-        line = (
-            f"{key}={first['input']!r} is an unknown key; {nearest(location[-1], _known_keys(config_type, location))}"
-        )
+        line = f"{key}={first['input']!r} is an unknown key; {nearest(location[-1], known)}"
     elif kind == "missing":
         line = f"{key} is missing"
     else:
@@ -332,14 +354,24 @@ def _describe(error: pydantic.ValidationError, config_type: type[Config]) -> str
     return line + (f" (and {len(others)} more)" if others else "")
 
 
-def _known_keys(section_type: Any, location: list[str]) -> list[str]:
-    """The keys of the section that holds the last part of ``location``."""
+def _place(section_type: Any, location: list[str]) -> tuple[list[str], list[str]]:
+    """``location`` as it is written in a configuration, and the keys of the section that holds its last part."""
+    written = []
     for part in location[:-1]:
+        sections = [x for x in typing.get_args(section_type) if isinstance(x, type) and issubclass(x, Section)]
+        if isinstance(section_type, types.UnionType) and sections:
+            # The name by which one of several sections was chosen: it is not a key.
+            section_type = next((x for x in sections if x.model_fields["name"].default == part), sections[0])
+            continue
+        written.append(part)
         if isinstance(section_type, type) and issubclass(section_type, Section):
-            annotation = section_type.model_fields[part].annotation
+            field = section_type.model_fields.get(part)
+            annotation = None if field is None else field.annotation
         else:
             annotation = typing.get_args(section_type)[1]
         options = [option for option in typing.get_args(annotation) if option is not type(None)]
         is_optional = type(None) in typing.get_args(annotation)
         section_type = options[0] if is_optional else annotation
-    return list(section_type.model_fields)
+    holds_keys = isinstance(section_type, type) and issubclass(section_type, Section)
+    keys = list(section_type.model_fields) if holds_keys else []
+    return [*written, location[-1]], keys

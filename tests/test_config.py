@@ -10,6 +10,7 @@ import pytest
 import jaxwm
 from jaxwm import models
 from jaxwm.config import parse_config
+from jaxwm.models import diffusion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,3 +197,19 @@ def test_a_mistake_in_a_part_is_one_line_that_names_it(composed, override, parts
 def test_fields_of_a_part_that_do_not_fit_are_named(composed):
     with pytest.raises(jaxwm.ConfigError, match=r"^model: part.width is 101, expected at most 100$"):
         jaxwm.build_model(composed({}, "model.part.width=101").model, SPEC)
+
+
+def test_a_part_that_may_be_one_of_several_is_the_one_that_is_named(tmp_path):
+    values = {**MINIMAL, "model": {"family": "diffusion"}}
+    values["stages"] = {"tokenizer": {"steps": 10}, "dynamics": {"steps": 10}}
+    build = lambda *overrides: jaxwm.build_model(parse_config(values, overrides).model, SPEC).objective  # noqa: E731
+    assert build() == diffusion.Shortcut()
+    assert build("model.objective.halvings=3") == diffusion.Shortcut(halvings=3)
+    assert build("model.objective={name: edm, largest: 5.0}") == diffusion.EDM(largest=5.0)
+    (tmp_path / "resolved.yaml").write_text(parse_config(values, ["model.objective={name: flow}"]).to_yaml())
+    again = jaxwm.load_config(tmp_path / "resolved.yaml")
+    assert jaxwm.build_model(again.model, SPEC).objective == diffusion.Flow()
+    with pytest.raises(jaxwm.ConfigError, match=r"model\.objective\.halving=3 is an unknown key; .*'halvings'"):
+        build("model.objective.halving=3")
+    with pytest.raises(jaxwm.ConfigError, match=r"model\.objective=.*'edm', 'flow', 'forcing', 'shortcut'"):
+        build("model.objective={name: flwo}")

@@ -62,7 +62,7 @@ def probed(run, episodes):
 
 
 def clip_reading(model, variables, config, episodes):
-    """What is to be read from clips: of a tubelet's patches side by side or their mean, the truth at its last frame."""
+    """What is to be read of clips: a tubelet's patches side by side or their mean; the truth at its last frame."""
     encode = jax.jit(lambda variables, images: model.encode_clips(variables, images))
     readings = {"patches": [], "mean of patches": []}
     for split, count in (("train", episodes), ("test", config.evaluation.episodes)):

@@ -28,6 +28,6 @@ def register(name: str) -> Callable[[Family], Family]:
     return add
 
 
-from jaxwm.models import byol, ensemble, jepa, mdn_rnn, rssm, simple, vjepa  # noqa: E402  (they register themselves with `register`)
+from jaxwm.models import byol, diffusion, ensemble, jepa, mdn_rnn, rssm, simple, vjepa  # noqa: E402  (they register themselves with `register`)
 
-__all__ = ["FAMILIES", "byol", "ensemble", "jepa", "mdn_rnn", "register", "rssm", "simple", "vjepa"]
+__all__ = ["FAMILIES", "byol", "diffusion", "ensemble", "jepa", "mdn_rnn", "register", "rssm", "simple", "vjepa"]

@@ -461,7 +461,7 @@ class VJEPA:
         """uint8 ``[B, T, H, W, C]`` to ``[B, T / tubelet * N, tubelet * patch * patch * C]``, standardised."""
         rows, length = clips.shape[:2]
         steps = length // self.tubelet
-        pixels = variables["targets"]["pixels"]
+        pixels = jax.lax.stop_gradient(variables["targets"]["pixels"])
         scaled = ((clips / 255.0 - pixels["mean"]) / pixels["spread"]).astype(self.compute_dtype)
         patches = patchify(scaled.reshape(rows * length, *clips.shape[2:]), self.patch)
         patches = patches.reshape(rows, steps, self.tubelet, math.prod(self.grid), -1)

@@ -186,7 +186,7 @@ def _attend_with_past(
 
 
 class FrameTransformer(nn.Module):
-    """Blocks of attention and MLP over ``[B, T, N, C]``, causal in time: the trunk of models that predict frames.
+    """Blocks of attention and MLP over ``[B, T, N, C]``, causal in time unless a row asks for the future as well.
 
     Args:
       blocks: how many.
@@ -218,6 +218,7 @@ class FrameTransformer(nn.Module):
         segments: Array | None = None,
         condition: Array | None = None,
         cache: Cache | None = None,
+        causal: Array | None = None,
     ) -> tuple[Array, Entries]:
         """``[B, T, N, C]`` to ``[B, T, N, C]``, normalised, and what a cache is to keep of the frames.
 
@@ -226,6 +227,7 @@ class FrameTransformer(nn.Module):
           segments: ``[B, T]``; frames see only those before them of the same number (episode). None: all are of one.
           condition: ``[B, T, 1 or N, C]``.
           cache: the frames before. It is not changed: `Cache.append` takes the entries that are returned.
+          causal: ``[B]`` bool; the other rows see as many frames after their own as before it. None: all are causal.
         """
         _, length, count, width = tokens.shape
         if cache is not None and length != 1:
@@ -233,7 +235,7 @@ class FrameTransformer(nn.Module):
         time = jnp.arange(length)[None] if cache is None else cache.position[:, None]
         if self.conditioned != (condition is not None):
             raise ValueError(f"FrameTransformer: conditioned={self.conditioned}, but condition is {condition}")
-        mask = None if cache is not None else self._mask(length, segments)
+        mask = None if cache is not None else self._mask(length, segments, causal)
         places = jnp.asarray(self.positions or ((),) * count, jnp.int32)
         members = 1 if self.factorised else count
         where = jnp.broadcast_to(time[:, :, None, None], (*time.shape, members, 1))
@@ -264,10 +266,11 @@ class FrameTransformer(nn.Module):
         zeros = jnp.zeros(rows, jnp.int32)
         return Cache(empty, empty, zeros, zeros)
 
-    def _mask(self, length: int, segments: Array | None) -> Array:
-        """``[1 or B, T, T]``: frame t sees itself and at most ``window`` frames of its episode before it."""
-        ahead = jnp.arange(length)[:, None] - jnp.arange(length)[None]
-        mask = ((ahead >= 0) & (ahead <= self.window))[None]
+    def _mask(self, length: int, segments: Array | None, causal: Array | None) -> Array:
+        """``[1 or B, T, T]``: frame t sees itself, ``window`` frames of its episode before it, some also after."""
+        ahead = (jnp.arange(length)[:, None] - jnp.arange(length)[None])[None]
+        earliest = 0 if causal is None else jnp.where(causal, 0, -self.window)[:, None, None]
+        mask = (ahead >= earliest) & (ahead <= self.window)
         return mask if segments is None else mask & (segments[:, :, None] == segments[:, None])
 
 

@@ -3,6 +3,8 @@
 import jaxwm
 from jaxwm import models
 from jaxwm.agents import Dreamer
+from jaxwm.models.diffusion import Shortcut
+from jaxwm.models.tokenizer import Tokenizer
 
 PICTURES = jaxwm.Spec(
     (jaxwm.Field("image", (16, 16, 3), "uint8"), jaxwm.Field("vector", (3,), "float32")),
@@ -67,6 +69,17 @@ TINY = {
         depth=4,
         units=16,
         target_rate=0.05,
+    ),
+    "diffusion": models.FAMILIES["diffusion"](
+        PICTURES,
+        tokenizer=Tokenizer(width=16, blocks=1, heads=2, channels=4),
+        objective=Shortcut(halvings=2),
+        width=24,
+        blocks=1,
+        heads=2,
+        window=3,
+        steps=2,
+        units=16,
     ),
     "mdn_rnn": models.FAMILIES["mdn_rnn"](PICTURES, **_MDN_RNN),
     "mdn_rnn-joint": models.FAMILIES["mdn_rnn"](VECTORS, mixture="joint", cell_features=True, **_MDN_RNN),

@@ -96,6 +96,17 @@ def test_a_frame_sees_its_window_of_the_past_and_no_more(given):
         np.testing.assert_array_equal(differs, expected)
 
 
+def test_a_row_that_is_not_causal_sees_as_far_ahead_as_back(given):
+    trunk, params, tokens, condition = given
+    causal = jnp.array([True, False])
+    apply = jax.jit(lambda tokens, causal: trunk.apply(params, tokens, None, condition, None, causal)[0])
+    before = apply(tokens, causal)
+    np.testing.assert_allclose(before[0], trunk.apply(params, tokens, None, condition)[0][0], atol=1e-6)
+    after = apply(tokens.at[:, 6, 1].add(1.0), causal)
+    differs = np.abs(after - before).max(axis=(2, 3)) > 1e-6
+    np.testing.assert_array_equal(differs, [[False] * 6 + [True], [t >= 6 - 2 * trunk.window for t in range(LENGTH)]])
+
+
 def test_rows_do_not_see_each_other(given):
     trunk, params, tokens, condition = given
     apply = jax.jit(lambda tokens: trunk.apply(params, tokens, SEGMENTS, condition)[0])

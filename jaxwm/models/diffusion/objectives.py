@@ -4,15 +4,15 @@ Everything is told by a level in 0..1 for each token: 0 is noise alone, 1 the da
 ``alpha * data + sigma * noise``; alpha and sigma are functions of an objective's own clock, in which its samplers take
 their steps. A token that is known stays at level 1, so that predicting, filling in and editing are one thing.
 
-Four objectives: `EDM` and `Flow`, in whose training a clip has one level and known frames before, and `Forcing` and
-`Shortcut`, which draw a level for every frame.
+Four objectives: `EDM` and `Flow`, in whose training a clip has one level, and `Forcing` and `Shortcut`, in which every
+frame has a level of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,23 @@ Network = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
 class Objective(Protocol):
-    """What samplers and models know of an objective; levels ``[...]``, tokens ``[..., C]``."""
+    """What samplers and models know of an objective; levels ``[...]``, tokens ``[..., C]``.
+
+    Attributes:
+      each_frame: whether frames have levels of their own in training, and so any of them may be known; otherwise those
+        before the first unknown one are.
+      smallest: the smallest step that the network knows of; 0 where it is told none.
+    """
+
+    @property
+    def each_frame(self) -> bool:
+        """See above."""
+        ...
+
+    @property
+    def smallest(self) -> float:
+        """See above."""
+        ...
 
     def clock(self, level: Array) -> Array:
         """The time of the objective's differential equation at ``level``."""
@@ -51,8 +67,8 @@ class Objective(Protocol):
         """The expected data, from what the network puts out."""
         ...
 
-    def draw(self, key: Array, rows: int, frames: int) -> tuple[Array, Array]:
-        """Levels and step sizes ``[rows, frames]`` to learn from."""
+    def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
+        """Levels and step sizes ``[B, frames]`` to learn from, for ``[B]`` keys."""
         ...
 
     def loss(self, network: Network, clean: Array, noise: Array, level: Array, step: Array) -> tuple[Array, Any]:
@@ -94,14 +110,16 @@ class _Straight:
 class Flow(_Straight):
     """Rectified flow (Liu et al. 2022, arXiv:2209.03003): the network says the velocity, data minus noise.
 
-    Levels are logit-normal (Esser et al. 2024, arXiv:2403.03206), the same for all frames of a clip after those that
-    are known.
+    Levels are logit-normal (Esser et al. 2024, arXiv:2403.03206).
 
     Args:
       name: of the objective.
       mean: of the logit of the level.
       spread: of the logit.
     """
+
+    each_frame: ClassVar[bool] = False
+    smallest: ClassVar[float] = 0.0
 
     name: Literal["flow"] = "flow"
     mean: float = 0.0
@@ -111,11 +129,10 @@ class Flow(_Straight):
         """Where the velocity leads at level 1."""
         return noisy + (1.0 - level)[..., None] * output
 
-    def draw(self, key: Array, rows: int, frames: int) -> tuple[Array, Array]:
-        """See `Objective.draw`; the first 0 to T-1 frames of a clip are known."""
-        one, known = jax.random.split(key)
-        level = jax.nn.sigmoid(self.mean + self.spread * jax.random.normal(one, (rows, 1)))
-        return _after_known(known, level, frames), jnp.zeros((rows, frames))
+    def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
+        """See `Objective.draw`; the same level for all frames of a row."""
+        level = jax.nn.sigmoid(self.mean + self.spread * _each(jax.random.normal, keys, 1))
+        return _alike(level, frames)
 
     def loss(self, network: Network, clean: Array, noise: Array, level: Array, step: Array) -> tuple[Array, Any]:
         """Squared error of the velocity."""
@@ -133,12 +150,14 @@ class Forcing(Flow):
       spread: of the logit.
     """
 
+    each_frame: ClassVar[bool] = True
+
     name: Literal["forcing"] = "forcing"  # type: ignore[assignment]
 
-    def draw(self, key: Array, rows: int, frames: int) -> tuple[Array, Array]:
-        """See `Objective.draw`; no frame is known."""
-        level = jax.nn.sigmoid(self.mean + self.spread * jax.random.normal(key, (rows, frames)))
-        return level, jnp.zeros((rows, frames))
+    def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
+        """See `Objective.draw`."""
+        level = jax.nn.sigmoid(self.mean + self.spread * _each(jax.random.normal, keys, frames))
+        return level, jnp.zeros_like(level)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +175,9 @@ class EDM:
       mean: of the logarithm of sigma in training.
       spread: of that logarithm.
     """
+
+    each_frame: ClassVar[bool] = False
+    smallest: ClassVar[float] = 0.0
 
     name: Literal["edm"] = "edm"
     largest: PositiveFloat = 20.0
@@ -189,12 +211,11 @@ class EDM:
         skip, out = self._shares(level)
         return skip[..., None] * noisy + out[..., None] * output
 
-    def draw(self, key: Array, rows: int, frames: int) -> tuple[Array, Array]:
-        """See `Objective.draw`; a clip's first 0 to T-1 frames are known."""
-        one, known = jax.random.split(key)
-        sigma = jnp.exp(self.mean + self.spread * jax.random.normal(one, (rows, 1)))
+    def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
+        """See `Objective.draw`; the same level for all frames of a row."""
+        sigma = jnp.exp(self.mean + self.spread * _each(jax.random.normal, keys, 1))
         level = 1.0 - (jnp.minimum(sigma, self.largest) / self.largest) ** (1.0 / self.rho)
-        return _after_known(known, level, frames), jnp.zeros((rows, frames))
+        return _alike(level, frames)
 
     def loss(self, network: Network, clean: Array, noise: Array, level: Array, step: Array) -> tuple[Array, Any]:
         """Squared error of the output, which has unit variance at every level."""
@@ -225,6 +246,8 @@ class Shortcut(_Straight):
       bootstrapped: share of the rows that learn from two steps.
     """
 
+    each_frame: ClassVar[bool] = True
+
     name: Literal["shortcut"] = "shortcut"
     halvings: Annotated[int, Field(ge=1, le=10)] = 6
     bootstrapped: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -233,14 +256,18 @@ class Shortcut(_Straight):
         """The output itself."""
         return output
 
-    def draw(self, key: Array, rows: int, frames: int) -> tuple[Array, Array]:
-        """See `Objective.draw`; levels are multiples of the steps, and no frame is known."""
-        size, place = jax.random.split(key)
-        halvings = jax.random.randint(size, (rows, frames), 0, self.halvings)
-        smallest = jnp.arange(rows)[:, None] >= self._learners(rows)
-        step = 0.5 ** jnp.where(smallest, self.halvings, halvings)
-        level = jnp.floor(jax.random.uniform(place, (rows, frames)) / step) * step
-        return level, step
+    @property
+    def smallest(self) -> float:
+        """2 to the minus ``halvings``."""
+        return 0.5**self.halvings
+
+    def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
+        """See `Objective.draw`; levels are multiples of the steps."""
+        size, place = split_rows(keys, 2)
+        halvings = jnp.floor(self.halvings * _each(jax.random.uniform, size, frames))
+        learns = jnp.arange(len(keys))[:, None] < self._learners(len(keys))
+        step = jnp.where(learns, 0.5**halvings, self.smallest)
+        return jnp.floor(_each(jax.random.uniform, place, frames) / step) * step, step
 
     def loss(self, network: Network, clean: Array, noise: Array, level: Array, step: Array) -> tuple[Array, Any]:
         """Squared error of the data, or of where two half steps lead; the first rows are those that do the latter."""
@@ -266,10 +293,20 @@ class Shortcut(_Straight):
         return jax.lax.stop_gradient(noisy + left[..., None] * (first + second) / 2)
 
 
-def _after_known(key: Array, level: Array, frames: int) -> Array:
-    """``level`` ``[rows, 1]`` for all frames but the first ones, 0 to T-1 of them, which are known."""
-    known = jax.random.randint(key, level.shape, 0, frames)
-    return jnp.where(jnp.arange(frames) < known, 1.0, level)
+def split_rows(keys: Array, count: int) -> Array:
+    """``[count, B]``: keys for as many purposes, of each of ``[B]`` keys."""
+    return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, count))(keys), 1, 0)
+
+
+def _each(draw: Callable[..., Array], keys: Array, frames: int) -> Array:
+    """``[B, frames]`` numbers, each row from a key of its own."""
+    return jax.vmap(lambda key: draw(key, (frames,)))(keys)
+
+
+def _alike(level: Array, frames: int) -> tuple[Array, Array]:
+    """``level`` ``[B, 1]`` for all frames, and no steps."""
+    level = jnp.broadcast_to(level, (len(level), frames))
+    return level, jnp.zeros_like(level)
 
 
 def _unknown(level: Array, error: Array) -> Array:

@@ -94,6 +94,21 @@ def test_known_tokens_stay_as_they_are_to_the_last_bit(name, method):
     assert (np.abs(found - clean)[level < 1] > 1e-3).any(-1).all()
 
 
+@pytest.mark.parametrize("name", ["flow", "edm"])
+def test_a_little_noise_changes_a_little(name):
+    """What is made anew from a level between 0 and 1 is nearer to what it was the higher the level."""
+    objective = OBJECTIVES[name]
+    clean = jnp.broadcast_to(jnp.asarray(MEANS[0]), (500, 2))
+    noise = jax.random.normal(jax.random.key(6), (500, 2))
+
+    def distance(number):
+        level = jnp.full(500, number)
+        start = mix(objective, clean, noise, level)
+        return float(jnp.abs(sample(objective, oracle(objective), start, level, 16) - clean).mean())
+
+    assert 0 < distance(0.95) < distance(0.6) < distance(0.0)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_noise_begins_at_the_scale_of_level_zero(name):
     objective = OBJECTIVES[name]

@@ -1,0 +1,88 @@
+"""The network behind the objectives: noisy tokens of frames and actions to what they are without noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from jaxwm.models.diffusion.objectives import Objective
+from jaxwm.nn import MLP, Linear
+from jaxwm.nn.attention import Cache, Entries, FrameTransformer
+from jaxwm.types import Array
+
+_FREQUENCIES = 6
+
+
+class Denoiser(nn.Module):
+    """A transformer over frames of tokens: parts of the action that led to a frame, its patches, parts of its vectors.
+
+    How noisy a token is, is part of the token. The level of its frame (that of the noisiest token that shows
+    something), the size of the step that is asked for and the action with its own level steer all blocks (adaLN-Zero
+    of DiT, Peebles & Xie 2023, arXiv:2212.09748); the action is in tokens as well, because steering is silent in a
+    fresh network.
+
+    Args:
+      groups: how many tokens of a frame there are of each kind, those of the action first; each kind has projections
+        of its own.
+      trunk: the transformer, for frames of all of these; it is conditioned.
+      width: of the tokens inside.
+      objective: says how tokens are scaled and levels told.
+    """
+
+    groups: tuple[int, ...]
+    trunk: FrameTransformer
+    width: int
+    objective: Objective
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        noisy: Array,
+        level: Array,
+        step: Array,
+        segments: Array | None = None,
+        causal: Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Array, Array, Entries]:
+        """Raw output ``[B, T, M, C]``, a summary of each frame ``[B, T, width]``, and entries for the cache.
+
+        Args:
+          noisy: ``[B, T, M, C]`` tokens.
+          level: ``[B, T, M]`` their levels.
+          step: ``[B, T]`` sizes of the steps that are asked for; 0 where the objective tells none.
+          segments: see `FrameTransformer`.
+          causal: likewise.
+          cache: likewise.
+        """
+        linear: Any = lambda name, size: Linear(size, dtype=self.dtype, name=name)  # noqa: E731
+        ends = [sum(self.groups[: k + 1]) for k in range(len(self.groups) - 1)]
+        scaled, acts = self.objective.scaled(noisy, level), self.groups[0]
+        told = _waves(self.objective.embedded(level))
+        parts = [linear(f"inputs_{k}", self.width)(part) for k, part in enumerate(jnp.split(scaled, ends, axis=2))]
+        tokens = jnp.concatenate(parts, axis=2) + linear("noise", self.width)(told)
+
+        acted = jnp.concatenate([scaled, told], axis=-1)[:, :, :acts].reshape(*step.shape, -1)
+        frame = _waves(self.objective.embedded(level[:, :, acts:].min(-1)))
+        steering = jnp.concatenate([frame, _waves(_halvings(step)), acted], axis=-1)
+        steering = MLP(self.width, 2, dtype=self.dtype, name="steering")(steering)[:, :, None]
+        out, entries = self.trunk(tokens, segments, steering, cache, causal)
+
+        channels = noisy.shape[-1]
+        outputs = [linear(f"outputs_{k}", channels)(part) for k, part in enumerate(jnp.split(out, ends, axis=2))]
+        return jnp.concatenate(outputs, axis=2).astype(jnp.float32), out.mean(2).astype(jnp.float32), entries
+
+
+def _waves(x: Array) -> Array:
+    """``[..., 12]``: sines and cosines of numbers of magnitude 1."""
+    angles = x[..., None] * (math.pi / 4 * 2.0 ** jnp.arange(_FREQUENCIES))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def _halvings(step: Array) -> Array:
+    """How often 1 is halved to make a step, on a scale of magnitude 1; -1 for none."""
+    return jnp.where(step > 0, -jnp.log2(jnp.maximum(step, 1e-3)) / 10, -1.0)

@@ -1,0 +1,497 @@
+"""A simulator that makes each next frame out of noise, under an action, with a memory of the frames before.
+
+Stage ``tokenizer`` learns to write a frame as a few continuous tokens; stage ``dynamics`` learns to take noise from
+them (`jaxwm.models.diffusion.objectives`). One network and one training serve two uses: `DiffusionModel.predict`,
+causal in time and with a ring of keys and values, so that a frame costs the same at any time of a dream; and
+`DiffusionModel.sample`, which makes any part of a clip from the rest of it, future included: from nothing, continued,
+filled in, changed, or the actions from the frames.
+
+In the manner of Dreamer 4 (Hafner et al. 2025, arXiv:2509.24527), GAIA-2 (Russell et al. 2025, arXiv:2503.20523) and
+DIAMOND (Alonso et al. 2024, arXiv:2405.12399). Read top to bottom: the state, the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from pydantic import Field, PositiveInt
+
+from jaxwm.models import register
+from jaxwm.models.base import masked_mean, temperature_of
+from jaxwm.models.diffusion import tasks
+from jaxwm.models.diffusion.denoiser import Denoiser
+from jaxwm.models.diffusion.frames import FrameTokens
+from jaxwm.models.diffusion.objectives import AnyObjective, Shortcut, mix, split_rows
+from jaxwm.models.diffusion.samplers import Method, sample
+from jaxwm.models.tokenizer import BoundTokenizer, Tokenizer
+from jaxwm.nn import MLP, Bernoulli, Linear
+from jaxwm.nn.attention import Cache, FrameTransformer
+from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+_SURPRISE_LEVELS = (0.2, 0.5, 0.8)
+
+
+class DiffusionState(struct.PyTreeNode):
+    """What the model knows at one time.
+
+    Attributes:
+      tokens: ``[B, M, channels]`` of the last frame, seen or made: the action that led to it, patches, vectors.
+      summary: ``[B, width]`` of what the network made of the last frame and those before it.
+      known: ``[B]`` bool, whether there has been a frame at all.
+      cache: keys and values of the last frame and those before it.
+      seen: what the tokenizer's encoder keeps of the frames so far; None if it takes each for itself.
+      painted: likewise its decoder, of the frames before the last.
+    """
+
+    tokens: Array
+    summary: Array
+    known: Array
+    cache: Cache
+    seen: Cache | None
+    painted: Cache | None
+
+
+class _Heads(nn.Module):
+    """Reward and continuation, read from the features."""
+
+    units: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: Array) -> tuple[Array, Bernoulli]:
+        reward = MLP(self.units, 1, dtype=self.dtype, name="reward_hidden")(features)
+        reward = Linear(1, output_scale=0.0, dtype=self.dtype, name="reward_output")(reward)
+        going = MLP(self.units, 1, dtype=self.dtype, name="continue_hidden")(features)
+        going = Linear(1, dtype=self.dtype, name="continue_output")(going)
+        return reward[..., 0].astype(jnp.float32), Bernoulli(going[..., 0])
+
+
+@register("diffusion")
+@dataclasses.dataclass(frozen=True)
+class DiffusionModel:
+    """Tokens of frames by diffusion; the state is the last frame's tokens and a ring of frames.
+
+    Features are the tokens of patches and vectors side by side, then the summary: the former say where a goal is that
+    is known by one frame (``first`` of the planner's objective). The control ``temperature`` scales the noise that
+    frames are made of, and ``guidance`` is the g of ``u + g * (c - u)``, where u does not know the action. Video
+    without known actions trains all but what they do.
+
+    Args:
+      spec: what the world shows and takes; exactly one image, and vectors if there are any.
+      tokenizer: of the image.
+      objective: what is learned: ``edm``, ``flow``, ``forcing`` or ``shortcut``.
+      method: how frames are sampled.
+      steps: of the sampler for each frame.
+      width: of the transformer.
+      blocks: of the transformer.
+      heads: of its attention.
+      window: frames before its own that each block sees.
+      units: width of the heads.
+      context_noise: share of noise in the frames that a dream is built on, which hides the small faults of frames that
+        were made (section 3 of the paper on Dreamer 4); those of the training have at most as much.
+      clips: share of the windows that are learned as clips, whose frames see the future too and any part of which may
+        be known.
+      known_frames: share of the frames that are known in other windows, with ``forcing`` and ``shortcut``.
+      drop_action: share of the actions that are hidden in training, for guidance and for unlabelled video.
+      guess_action: share of the actions that are learned to be guessed, together with their frames or from them.
+      dtype: what the networks compute in; parameters and states are float32.
+
+    Raises:
+      ValueError: no image or several, or shares that are more than a whole.
+    """
+
+    spec: Spec
+    tokenizer: Tokenizer = Tokenizer()
+    objective: AnyObjective = Shortcut()
+    method: Method = "euler"
+    steps: PositiveInt = 4
+    width: PositiveInt = 128
+    blocks: PositiveInt = 4
+    heads: PositiveInt = 4
+    window: PositiveInt = 15
+    units: PositiveInt = 128
+    context_noise: Share = 0.1
+    clips: Share = 0.25
+    known_frames: Share = 0.25
+    drop_action: Share = 0.1
+    guess_action: Share = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    stages: ClassVar[tuple[Stage, ...]] = (
+        Stage("tokenizer", ("tokenizer",)),
+        Stage("dynamics", ("denoiser", "heads")),
+    )
+
+    def __post_init__(self) -> None:
+        images = self.spec.images
+        if len(images) != 1:
+            raise ValueError(f"diffusion takes exactly one image, but this world shows {len(images)}")
+        if self.drop_action + self.guess_action >= 1:
+            raise ValueError(
+                f"drop_action={self.drop_action} and guess_action={self.guess_action} leave no action that is known"
+            )
+        self.coder  # noqa: B018  (refuses an image that it does not fit)
+
+    @property
+    def compute_dtype(self) -> Any:
+        """The dtype that the networks compute in."""
+        return jnp.dtype(self.dtype)
+
+    @property
+    def coder(self) -> BoundTokenizer:
+        """The tokenizer of the image."""
+        return self.tokenizer.bind(self.spec.images[0])
+
+    @property
+    def frames(self) -> FrameTokens:
+        """What a frame is to the transformer."""
+        return FrameTokens(self.spec, self.coder)
+
+    @property
+    def trunk(self) -> FrameTransformer:
+        """The transformer; what is no patch stands beside the picture."""
+        return FrameTransformer(
+            self.blocks, self.heads, self.window, self.frames.places,
+            factorised=True, conditioned=True, dtype=self.compute_dtype,
+        )  # fmt: skip
+
+    def init(self, key: Array, batch: Trajectory) -> Variables:
+        """Fresh variables; see `jaxwm.types.WorldModel.init`."""
+        self.spec.check_trajectory(batch)
+        keys = jax.random.split(key, 3)
+        images = batch.observation[self.frames.image]
+        tokenizer, statistics = self.coder.init(keys[0], images, batch.valid)
+        tokens, level = self._empty(1)[:, None], jnp.zeros((1, 1, self.frames.count))
+        params = {
+            "tokenizer": tokenizer,
+            "denoiser": self._denoiser.init(keys[1], tokens, level, jnp.zeros((1, 1)))["params"],
+            "heads": self._heads.init(keys[2], jnp.zeros((1, self.features_size)))["params"],
+        }
+        return {"params": params, "targets": {"tokenizer": statistics}}
+
+    def init_state(self, batch_size: int) -> DiffusionState:
+        """Nothing has been seen."""
+        return DiffusionState(
+            tokens=self._empty(batch_size),
+            summary=jnp.zeros((batch_size, self.width)),
+            known=jnp.zeros(batch_size, bool),
+            cache=self.trunk.init_cache(batch_size, self.frames.count, self.width),
+            seen=self.coder.init_cache(batch_size),
+            painted=self.coder.init_cache(batch_size),
+        )
+
+    def observe(
+        self,
+        variables: Variables,
+        keys: Array,
+        state: DiffusionState,
+        previous_action: Array,
+        observation: Arrays,
+        is_first: Array,
+        condition: Arrays | None = None,
+    ) -> DiffusionState:
+        """The tokens of this frame; it goes into the ring, with the action that led to it."""
+        self.spec.check_step(previous_action, observation, keys.shape[0])
+        begins = is_first | ~state.known
+        forget = lambda cache: None if cache is None else cache.forget(begins)  # noqa: E731
+        painted = self._paint(variables, state)[1]
+        state = state.replace(cache=state.cache.forget(begins), seen=forget(state.seen))
+        image = observation[self.frames.image]
+        found, seen = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, image)
+        previous_action = jnp.where(begins[:, None], 0.0, previous_action)
+        tokens = self.frames.join(previous_action, found.latents, observation)
+        return self._take_in(variables, keys, state, tokens, ~begins).replace(seen=seen, painted=forget(painted))
+
+    def predict(
+        self,
+        variables: Variables,
+        keys: Array,
+        state: DiffusionState,
+        action: Array,
+        condition: Arrays | None = None,
+    ) -> DiffusionState:
+        """A frame that is made of noise after ``action``; it then goes into the ring as a seen one does."""
+        self.spec.check_action(action, (keys.shape[0],))
+        start_keys, then_keys = split_rows(keys, 2)
+        noise = self._noise(start_keys)
+        if (temperature := temperature_of(condition)) is not None:
+            noise = noise * temperature[:, None, None]
+        level = jnp.broadcast_to(self.frames.is_action.astype(jnp.float32), noise.shape[:-1])
+        given = self.frames.join(action, jnp.zeros((len(keys), self.coder.tokens, self.coder.channels)), None)
+        start = mix(self.objective, given, noise, level)
+        denoise = self._next_frame(variables, state.cache)
+        if condition is not None and "guidance" in condition:
+            denoise = self._guided(denoise, noise, condition["guidance"])
+        tokens = sample(self.objective, denoise, start, level, self.steps, self.method)
+        after = self._take_in(variables, then_keys, state, tokens, jnp.ones_like(state.known))
+        if state.seen is None:
+            return after
+        after = after.replace(painted=self._paint(variables, state)[1])
+        made = jnp.round(255 * self._paint(variables, after)[0]).astype(jnp.uint8)
+        seen = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, made)[1]
+        return after.replace(seen=seen)
+
+    def features(self, variables: Variables, state: DiffusionState) -> Array:
+        """``[B, (M - actions) * channels + width]``."""
+        return self._features(state.tokens, state.summary)
+
+    def decode(self, variables: Variables, state: DiffusionState) -> Prediction:
+        """The frame that the tokens stand for, reward and continuation."""
+        observation = {self.frames.image: self._paint(variables, state)[0], **self.frames.vectors(state.tokens)}
+        reward, going = _run(self._heads, variables["params"]["heads"], self.features(variables, state))
+        return Prediction(observation, reward, going.mean())
+
+    def surprise(
+        self,
+        variables: Variables,
+        keys: Array,
+        state: DiffusionState,
+        previous_action: Array,
+        observation: Arrays,
+        condition: Arrays | None = None,
+    ) -> Array:
+        """The squared error of what is made of the frame's tokens under some noise, at three levels.
+
+        The noise is the same for all frames: what differs between two of them is not chance.
+        """
+        self.spec.check_step(previous_action, observation, keys.shape[0])
+        image = observation[self.frames.image]
+        found = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, image)[0]
+        clean = self.frames.join(previous_action, found.latents, observation)
+        noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), clean.shape[1:]), clean.shape)
+        denoise = self._next_frame(variables, state.cache)
+        errors = []
+        for number in _SURPRISE_LEVELS:
+            level = jnp.broadcast_to(jnp.where(self.frames.is_action, 1.0, number), clean.shape[:-1])
+            step = jnp.full_like(level, self.objective.smallest)
+            guess = denoise(mix(self.objective, clean, noise, level), level, step)
+            errors.append(jnp.mean(jnp.square(guess - clean)[:, self.frames.actions :], axis=(1, 2)))
+        return sum(errors, jnp.zeros(len(clean))) / len(errors)
+
+    def sample(
+        self,
+        variables: Variables,
+        key: Array,
+        trajectory: Trajectory,
+        known: Arrays | None = None,
+        *,
+        steps: int | Array | None = None,
+        guidance: Array | None = None,
+    ) -> Trajectory:
+        """Makes the unknown parts of clips from the known ones, all frames together, each in view of the others.
+
+        One checkpoint and one call: from scratch (nothing known), predict or extend (the first frames), interpolate
+        (both ends), inpaint (a part of the picture), change a little (a level between 0 and 1), actions from frames.
+
+        Args:
+          variables: of the model.
+          key: row i draws from a key that is a function of (key, i).
+          trajectory: ``[B, T, ...]``; what is unknown in it has no effect.
+          known: levels from 0, made anew, to 1, kept as it is, by name: an image ``[B, T]`` or, by pixel,
+            ``[B, T, H, W]``; a vector ``[B, T]``; ``action`` ``[B, T]``, which speaks of ``action[t]``. What is not
+            named is unknown. A patch is known as well as the least known of its pixels; known pixels come back as
+            they were.
+          steps: of the sampler, traced; by default those of the model.
+          guidance: ``[B]``; see the class.
+
+        Returns:
+          The trajectory with observations and actions as they are made.
+
+        Raises:
+          ValueError: levels of something that is not there, or of another shape.
+        """
+        self.spec.check_trajectory(trajectory)
+        frames, rows, length = self.frames, *trajectory.reward.shape
+        known = frames.check_known(known or {}, rows, length)
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+        segments = jnp.where(trajectory.valid, jnp.cumsum(trajectory.is_first, axis=1), -1)
+        params, given = variables["params"]["tokenizer"], trajectory.observation
+        latents = self.coder.encode(params, given[frames.image], segments).latents
+        clean = frames.join(trajectory.previous_actions(), latents, given)
+        level, noise = frames.levels(known, trajectory), self._noise(keys, length)
+        denoise = self._whole_clips(variables, segments)
+        if guidance is not None:
+            denoise = self._guided(denoise, noise, guidance[:, None])
+        start = mix(self.objective, clean, noise, level)
+        tokens = sample(self.objective, denoise, start, level, self.steps if steps is None else steps, self.method)
+
+        made = frames.vectors(tokens)
+        picture = self.coder.decode(params, frames.latents(tokens), segments)
+        made[frames.image] = jnp.round(255.0 * picture).astype(jnp.uint8)
+        kept = known | {frames.image: frames.pixel_levels(known)}
+        observation = {
+            name: jnp.where(kept[name][..., None] == 1.0, given[name], value) for name, value in made.items()
+        }
+        acted = jnp.concatenate([frames.action(tokens[:, 1:]), trajectory.action[:, -1:]], axis=1)
+        action = jnp.where(known["action"][..., None] == 1.0, trajectory.action, acted)
+        return trajectory.replace(observation=observation, action=action)
+
+    def loss(self, variables: Variables, keys: Array, batch: Trajectory, stage: str) -> tuple[Array, Aux]:
+        """The loss of ``stage``; a window is seen for itself: what may lie before it has no effect."""
+        self.spec.check_trajectory(batch)
+        segments = jnp.where(batch.valid, jnp.cumsum(batch.is_first, axis=1), -1)
+        if stage == "tokenizer":
+            params, statistics = variables["params"]["tokenizer"], variables["targets"]["tokenizer"]
+            images = batch.observation[self.frames.image]
+            return _reported(*self.coder.loss(params, statistics, keys, images, batch.valid, segments))
+        losses = self._dynamics_losses(variables, keys, batch, segments)
+        return sum(losses.values(), jnp.zeros(())), Aux({f"loss/{name}": value for name, value in losses.items()})
+
+    def after_update(self, variables: Variables, aux: Aux, stage: str) -> Variables:
+        """Codes that are not used begin anew while the tokenizer learns."""
+        if stage != "tokenizer":
+            return variables
+        params, targets = variables["params"], variables["targets"]
+        tokenizer, statistics = self.coder.after_update(params["tokenizer"], targets["tokenizer"], aux.states)
+        return {"params": {**params, "tokenizer": tokenizer}, "targets": {**targets, "tokenizer": statistics}}
+
+    def _dynamics_losses(
+        self, variables: Variables, keys: Array, batch: Trajectory, segments: Array
+    ) -> dict[str, Array]:
+        """Errors of unknown frames and actions, and those of the heads in the known frames."""
+        level_keys, clip_keys, task_keys, context_keys, action_keys, noise_keys = split_rows(keys, 6)
+        images, acts = batch.observation[self.frames.image], self.frames.actions
+        latents = self.coder.encode(variables["params"]["tokenizer"], images, segments).latents
+        clean = jax.lax.stop_gradient(self.frames.join(batch.previous_actions(), latents, batch.observation))
+        length = clean.shape[1]
+
+        level, step = self.objective.draw(level_keys, length)
+        clip = tasks.uniform(clip_keys, 1) < self.clips
+        # The frames of a clip are made together, so they have one level.
+        level, step = (jnp.where(clip, x[:, :1], x) for x in (level, step))
+        frames = tasks.known_in_dreams(task_keys, length, self.known_frames, self.objective.each_frame)
+        known = tasks.known_in_clips(task_keys, length, self.frames.count - acts)
+        known = jnp.where(clip[..., None], known, frames[..., None])
+        # What a frame of a dream is built on is a little noisy; what is known of a clip is not.
+        context = jnp.where(clip, 1.0, 1.0 - self.context_noise * tasks.uniform(context_keys, length))
+        levels = jnp.where(known, context[..., None], level[..., None])
+        whole = jnp.all(known, axis=-1)
+        step = jnp.where(whole, self.objective.smallest, step)[..., None]
+        acted, uncertain = tasks.draw_actions(action_keys, batch, level, self.guess_action, self.drop_action)
+        levels = jnp.concatenate([jnp.repeat(acted[..., None], acts, axis=-1), levels], axis=2)
+
+        network = self._network(variables, segments=segments, causal=~clip[:, 0])
+        noise = self._noise(noise_keys, length)
+        errors, summary = self.objective.loss(network, clean, noise, levels, jnp.broadcast_to(step, levels.shape))
+        losses = {
+            "frames": masked_mean(errors[..., acts:], ~known & batch.valid[..., None]),
+            "actions": masked_mean(errors[..., :acts].mean(-1), uncertain),
+        }
+        return losses | self._head_losses(variables, batch, clean, summary, whole & ~clip)
+
+    def _head_losses(
+        self, variables: Variables, batch: Trajectory, clean: Array, summary: Array, whole: Array
+    ) -> dict[str, Array]:
+        """Of reward and continuation in frames that are known as in a dream ``[B, T]``."""
+        reward, going = _run(self._heads, variables["params"]["heads"], self._features(clean, summary))
+        rewards, rewarded = batch.previous_rewards()
+        return {
+            "reward": masked_mean(jnp.square(reward - rewards), rewarded & whole),
+            "continue": masked_mean(-going.log_prob(1.0 - batch.is_terminal), batch.valid & whole),
+        }
+
+    def _network(self, variables: Variables, **attention: Any) -> Any:
+        """The denoiser, for tokens ``[B, T, M, C]``; fewer rows are the first ones."""
+
+        def network(noisy: Array, level: Array, step: Array) -> tuple[Array, Array]:
+            first = {name: value[: len(noisy)] for name, value in attention.items()}
+            params = variables["params"]["denoiser"]
+            return _run(self._denoiser, params, noisy, level, self._told(step), **first)[:2]
+
+        return network
+
+    def _next_frame(self, variables: Variables, cache: Cache) -> Any:
+        """What a sampler asks for the frame after those in ``cache``: its expected tokens ``[B, M, C]``."""
+
+        def expected(noisy: Array, level: Array, step: Array) -> Array:
+            output = _run(
+                self._denoiser, variables["params"]["denoiser"],
+                noisy[:, None], level[:, None], self._told(step)[:, None], cache=cache,
+            )[0]  # fmt: skip
+            return self.objective.denoised(output[:, 0], noisy, level)
+
+        return expected
+
+    def _whole_clips(self, variables: Variables, segments: Array) -> Any:
+        """What a sampler asks for whole clips: their expected tokens ``[B, T, M, C]``, the future in view."""
+        network = self._network(variables, segments=segments, causal=jnp.zeros(len(segments), bool))
+
+        def expected(noisy: Array, level: Array, step: Array) -> Array:
+            return self.objective.denoised(network(noisy, level, step)[0], noisy, level)
+
+        return expected
+
+    def _guided(self, expected: Any, noise: Array, guidance: Array) -> Any:
+        """``u + g * (c - u)``, where u is shown ``noise`` for the action; g ``[B]``, or ``[B, 1]`` for clips."""
+        acts = self.frames.is_action
+
+        def guided(noisy: Array, level: Array, step: Array) -> Array:
+            hidden = jnp.where(acts, 0.0, level)
+            blind = mix(self.objective, jnp.zeros_like(noise), noise, hidden)
+            without = expected(jnp.where(acts[:, None], blind, noisy), hidden, step)
+            return without + guidance[..., None, None] * (expected(noisy, level, step) - without)
+
+        return guided
+
+    def _told(self, step: Array) -> Array:
+        """The step ``[...]`` that a network is told for a frame whose tokens take steps ``[..., M]``."""
+        return jnp.max(step, axis=-1) if self.objective.smallest else jnp.zeros(step.shape[:-1])
+
+    def _take_in(
+        self, variables: Variables, keys: Array, state: DiffusionState, tokens: Array, acted: Array
+    ) -> DiffusionState:
+        """The state with a frame more, whose action is known where ``acted`` ``[B]``."""
+        level = jnp.where(self.frames.is_action, acted[:, None].astype(jnp.float32), 1.0 - self.context_noise)
+        noisy = mix(self.objective, tokens, self._noise(keys), level)
+        step = jnp.full((len(tokens), 1), self.objective.smallest)
+        _, summary, entries = _run(
+            self._denoiser, variables["params"]["denoiser"],
+            noisy[:, None], level[:, None], step, cache=state.cache,
+        )  # fmt: skip
+        return state.replace(
+            tokens=tokens, summary=summary[:, 0], known=jnp.ones_like(state.known), cache=state.cache.append(entries)
+        )
+
+    def _paint(self, variables: Variables, state: DiffusionState) -> tuple[Array, Cache | None]:
+        """The picture ``[B, H, W, C]`` of the last frame, and the decoder's cache with it."""
+        latents = self.frames.latents(state.tokens)
+        return self.coder.decode_step(variables["params"]["tokenizer"], state.painted, latents)
+
+    def _features(self, tokens: Array, summary: Array) -> Array:
+        shown = tokens[..., self.frames.actions :, :]
+        return jnp.concatenate([shown.reshape(*shown.shape[:-2], -1), summary], axis=-1)
+
+    @property
+    def features_size(self) -> int:
+        """F."""
+        return (self.frames.count - self.frames.actions) * self.coder.channels + self.width
+
+    def _noise(self, keys: Array, *leading: int) -> Array:
+        """``[B, *leading, M, C]``, each row from a key of its own."""
+        shape = (*leading, self.frames.count, self.coder.channels)
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+    def _empty(self, rows: int) -> Array:
+        return jnp.zeros((rows, self.frames.count, self.coder.channels))
+
+    @property
+    def _denoiser(self) -> Denoiser:
+        return Denoiser(self.frames.groups, self.trunk, self.width, self.objective, self.compute_dtype)
+
+    @property
+    def _heads(self) -> _Heads:
+        return _Heads(self.units, self.compute_dtype)
+
+
+def _reported(total: Array, metrics: dict[str, Array], states: Any) -> tuple[Array, Aux]:
+    return total, Aux(metrics, states)
+
+
+def _run(module: nn.Module, params: Any, *inputs: Any, **named: Any) -> Any:
+    return module.apply({"params": params}, *inputs, **named)

@@ -1,0 +1,162 @@
+"""One network, two uses: frame by frame with a cache, and whole clips of which any part is known."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxwm
+from jaxwm.models.diffusion import DiffusionModel, Shortcut, mix
+from jaxwm.models.tokenizer import Tokenizer
+from jaxwm.testing import moving_clips
+
+SPEC = jaxwm.Spec(
+    (jaxwm.Field("image", (16, 16, 3), "uint8"), jaxwm.Field("speed", (3,), "float32")),
+    jaxwm.ActionSpec(2, low=(-1.0, 0.0), high=(1.0, 4.0)),
+)
+MODEL = DiffusionModel(
+    SPEC,
+    Tokenizer(width=16, blocks=1, heads=2, channels=4),
+    Shortcut(halvings=3),
+    width=24,
+    blocks=2,
+    heads=2,
+    window=2,
+    units=8,
+    steps=2,
+    context_noise=0.0,
+)
+ROWS, LENGTH = 3, 5
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return moving_clips(SPEC, ROWS, LENGTH)
+
+
+@pytest.fixture(scope="module")
+def variables(batch):
+    """None of the parameters is zero, so that what should matter does."""
+    fresh = jax.jit(MODEL.init)(jax.random.key(0), batch)
+    leaves, structure = jax.tree.flatten(fresh["params"])
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    return {**fresh, "params": structure.unflatten(noisy)}
+
+
+@pytest.fixture(scope="module")
+def make(variables):
+    """`DiffusionModel.sample`, compiled once for each kind of levels."""
+
+    @jax.jit
+    def run(trajectory, known, steps):
+        return MODEL.sample(variables, jax.random.key(2), trajectory, known, steps=steps)
+
+    return lambda trajectory, steps=2, **known: run(trajectory, known, steps)
+
+
+def test_frame_by_frame_with_the_cache_is_the_same_as_all_at_once(variables, batch):
+    observed = jaxwm.observe_sequence(MODEL, variables, jax.random.key(3), batch, return_states=True)
+    latents = MODEL.coder.encode(variables["params"]["tokenizer"], batch.observation["image"]).latents
+    tokens = MODEL.frames.join(batch.previous_actions(), latents, batch.observation)
+    np.testing.assert_allclose(observed.states.tokens, tokens, atol=1e-5)
+    level = jnp.ones(tokens.shape[:-1]).at[:, 0, : MODEL.frames.actions].set(0.0)
+    # No action led to the first frame: what stands there is noise, here the noise that the cache was given.
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(3), row), 0))(jnp.arange(ROWS))
+    noise = jnp.zeros_like(tokens).at[:, 0].set(MODEL._noise(keys))
+    step = jnp.full(level.shape, MODEL.objective.smallest)
+    summary = MODEL._network(variables)(mix(MODEL.objective, tokens, noise, level), level, step)[1]
+    assert float(jnp.abs(summary).max()) > 0.1
+    np.testing.assert_allclose(observed.features[..., -MODEL.width :], summary, atol=1e-5)
+
+
+def test_what_is_known_comes_back_to_the_last_bit(make, batch):
+    frames = jnp.zeros((ROWS, LENGTH)).at[:, [0, 3]].set(1.0)
+    made = make(batch, image=frames, speed=frames, action=jnp.ones((ROWS, LENGTH)))
+    for name in ("image", "speed"):
+        np.testing.assert_array_equal(made.observation[name][:, [0, 3]], batch.observation[name][:, [0, 3]])
+        assert (made.observation[name][:, 1] != batch.observation[name][:, 1]).any()
+    np.testing.assert_array_equal(made.action, batch.action)
+    pixels = jnp.zeros((ROWS, LENGTH, 16, 16)).at[:, :, :9, 3:].set(1.0)
+    inpainted = make(batch, image=pixels)
+    same = np.asarray(inpainted.observation["image"] == batch.observation["image"]).all(-1)
+    assert same[:, :, :9, 3:].all()
+    assert not same[:, :, 9:].all()
+
+
+def test_what_is_unknown_has_no_effect_and_what_is_known_has_everywhere(make, batch):
+    frames = jnp.zeros((ROWS, LENGTH)).at[:, 3].set(1.0)
+    nothing = jnp.zeros((ROWS, LENGTH))
+    made = make(batch, image=frames, speed=frames, action=nothing)
+
+    def changed(time):
+        image = batch.observation["image"].at[:, time].set(255 - batch.observation["image"][:, time])
+        speed = batch.observation["speed"].at[:, time].add(3.0)
+        return batch.replace(observation={"image": image, "speed": speed})
+
+    again = make(changed(1).replace(action=0.5 * batch.action), image=frames, speed=frames, action=nothing)
+    chex.assert_trees_all_equal(made.observation, again.observation)
+    # The last action belongs to nothing in the clip and comes back as it is.
+    chex.assert_trees_all_equal(made.action[:, :-1], again.action[:, :-1])
+    other = make(changed(3), image=frames, speed=frames, action=nothing)
+    differs = np.abs(other.observation["speed"] - made.observation["speed"]).max((0, 2)) > 1e-6
+    assert differs.all(), "a known frame is seen by those before it as well"
+
+
+def test_actions_can_be_made_from_frames(make, batch):
+    full = jnp.ones((ROWS, LENGTH))
+    made = make(batch, image=full, speed=full)
+    chex.assert_trees_all_equal(made.observation, batch.observation)
+    assert (made.action[:, :-1] != batch.action[:, :-1]).any()
+    low, high = np.array([-1.0, 0.0]), np.array([1.0, 4.0])
+    assert ((made.action >= low - 1e-6) & (made.action <= high + 1e-6)).all()
+
+
+def test_guidance_one_is_none_and_more_goes_further(variables, batch):
+    seen = jaxwm.observe_sequence(MODEL, variables, jax.random.key(4), batch).final_state
+    action, keys = batch.action[:, 0], jax.random.split(jax.random.key(5), ROWS)
+
+    @jax.jit
+    def tokens(guidance):
+        condition = {} if guidance is None else {"guidance": guidance}
+        return MODEL.predict(variables, keys, seen, action, condition).tokens
+
+    plain = tokens(None)
+    np.testing.assert_allclose(tokens(jnp.ones(ROWS)), plain, atol=1e-5)
+    some, more = (np.abs(tokens(jnp.full(ROWS, g)) - plain).mean() for g in (1.5, 3.0))
+    assert 1e-4 < some < more
+
+
+def test_video_without_actions_is_learned_from_without_them(variables, batch):
+    loss = jax.jit(
+        lambda batch: MODEL.loss(variables, jax.random.split(jax.random.key(6), ROWS), batch, "dynamics")[0]
+    )
+    silent = batch.replace(action_valid=jnp.zeros_like(batch.action_valid))
+    assert loss(silent) == loss(silent.replace(action=-batch.action))
+    assert loss(batch) != loss(batch.replace(action=0.5 * batch.action))
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"imag": np.ones((ROWS, LENGTH))}, r"known\['imag'\] is not part of the spec; did you mean 'image'?"),
+        ({"image": np.ones((ROWS, 4))}, r"known\['image'\] has shape \(3, 4\), expected \(3, 5\) or \(3, 5, 16, 16\)"),
+        ({"action": np.ones((ROWS, LENGTH, 2))}, r"known\['action'\] has shape \(3, 5, 2\), expected \(3, 5\)"),
+    ],
+)
+def test_levels_of_what_is_not_there_are_refused(variables, batch, known, message):
+    with pytest.raises(ValueError, match=message):
+        MODEL.sample(variables, jax.random.key(0), batch, known)
+
+
+def test_impossible_models_are_refused():
+    vectors = jaxwm.Spec((jaxwm.Field("speed", (3,), "float32"),), SPEC.action)
+    with pytest.raises(ValueError, match="exactly one image, but this world shows 0"):
+        DiffusionModel(vectors)
+    with pytest.raises(ValueError, match="leave no action that is known"):
+        dataclasses.replace(MODEL, drop_action=0.6, guess_action=0.4)
+    with pytest.raises(ValueError, match=r"tokenizer\.patch is 7, which does not divide"):
+        dataclasses.replace(MODEL, tokenizer=Tokenizer(patch=7))
