@@ -151,7 +151,7 @@ class TrainingConfig(Section):
     """What happens around the updates; the intervals count steps, 0 switches one off.
 
     ``probe_every`` measures what can be read of the physical truth, where the episodes hold it (see
-    `jaxwm.evaluation.ProbeCallback`); an agent that lives through its own episodes does not.
+    `jaxwm.evaluation.ProbeCallback`); it is refused where an agent lives through its own episodes.
     ``keep`` checkpoints are kept beside the best one; ``ema`` is the decay of an average of the parameters;
     ``init_from`` names a run whose parameters are the start (``init_strict``: all of them must fit).
     """

@@ -6,7 +6,7 @@
 Trains the models of each row (or goes on where they stopped) and plays episodes whose goal is a picture. Rows that are
 in `results.json` already are not done again. `rooms`: a door to pass; what each term of the loss is for; worlds that
 look otherwise than those of the training. `reach`: an arm that goes to a place, by three families and in other arms
-and colours; and one that pushes a puck there.
+and colours; and one that pushes a puck there, also over other tables.
 """
 
 import argparse
@@ -36,6 +36,7 @@ class Row:
       model: overrides of the model.
       world: parameters of the world that is played in; that of the training stays as it is.
       learned: whether the model has been trained in that world too.
+      data: put behind the folder of the episodes, for rows that learn from others.
       seeds: trainings.
     """
 
@@ -43,6 +44,7 @@ class Row:
     model: tuple[str, ...] = ()
     world: tuple[tuple[str, object], ...] = ()
     learned: bool = False
+    data: str = ""
     seeds: int = 3
 
 
@@ -55,6 +57,7 @@ OTHERWISE = {
 }
 COLOURS = (("background", ((15, 18, 26), (90, 100, 130))), ("arm_colour", ((110, 120, 140), (230, 200, 220))))
 ARMS = (("upper_arm", (0.45, 0.6)), ("forearm", (0.45, 0.6)))
+FRICTION = (("friction", (1.0, 4.0)),)
 ROWS = {
     "rooms": {
         "jepa": Row("jepa_rooms"),
@@ -66,8 +69,11 @@ ROWS = {
         "other arms": Row("jepa_reach", world=ARMS, seeds=1),
         "other colours": Row("jepa_reach", world=COLOURS, seeds=1),
         "other arms and colours": Row("jepa_reach", world=ARMS + COLOURS, seeds=1),
-        "trained in other arms and colours": Row("jepa_reach", world=ARMS + COLOURS, learned=True, seeds=1),
-        "push": Row("jepa_push", seeds=1),
+        "trained in other arms and colours": Row(
+            "jepa_reach", world=ARMS + COLOURS, learned=True, data="_varied", seeds=1
+        ),
+        "push": Row("jepa_push", data="_push", seeds=1),
+        "push, other friction": Row("jepa_push", world=FRICTION, data="_push", seeds=1),
     },
 }
 
@@ -97,7 +103,7 @@ def measure(name, row, arguments):
     parts, chance, alone = [], [], {}
     trained_as = "_".join([row.config, *(text.split(".")[-1] for text in row.model), *(["varied"] * row.learned)])
     for seed in range(row.seeds):
-        overrides = [f"seed={seed}", f"data.path={arguments.data}{name_of_data(row)}", *row.model]
+        overrides = [f"seed={seed}", f"data.path={arguments.data}{row.data}", *row.model]
         if row.learned:
             overrides += [f"data.generate.world.{key}={json.dumps(value)}" for key, value in row.world]
         run = jaxwm.train(
@@ -133,11 +139,6 @@ def measure(name, row, arguments):
                 "planning_seconds_per_episode_alone": scores.planning_seconds,
             }
     return control.pool(parts) | {"random_play": sum(chance) / len(chance)} | alone
-
-
-def name_of_data(row):
-    """What is put behind the folder of the episodes, for rows that learn of others."""
-    return ("_push" if row.config == "jepa_push" else "") + ("_varied" if row.learned else "")
 
 
 if __name__ == "__main__":

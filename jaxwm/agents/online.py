@@ -83,6 +83,11 @@ def train_agent(
     path, settings = pathlib.Path(run_dir), config.data.collect
     if settings is None:
         raise ConfigError("data.collect is missing: it says where the agent lives")
+    if config.training.probe_every:
+        raise ConfigError(
+            f"training.probe_every is {config.training.probe_every}, expected 0: an agent that lives through its own "
+            "episodes keeps no physical truth of them"
+        )
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(Reporter(progress))
 

@@ -227,6 +227,12 @@ def test_families_that_do_not_act_and_other_stages(tmp_path, old, new, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_probes_of_what_nobody_keeps_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.probe_every is 5, expected 0"):
+        train_agent(config("training.probe_every=5"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_begins_from_what_its_environments_really_show(monkeypatch, tmp_path):
     given = {}
 
