@@ -10,6 +10,7 @@ import pytest
 from jaxwm.config import ConfigError, build_model, parse_config
 from jaxwm.models import FAMILIES
 from jaxwm.models.ensemble import Ensemble
+from jaxwm.models.tokenizer import Tokenizer
 from jaxwm.testing import moving_clips
 from jaxwm.types import Field, Prediction, Spec
 from tests.contract.families import PICTURES, TINY, VECTOR_MODEL, VECTORS
@@ -96,6 +97,7 @@ ANY_FAMILY = {
     "jepa": (small("jepa"), "train"),
     "vjepa": (small("vjepa", spec=PICTURE, patch=4, rollout=1), "dynamics"),
     "mdn_rnn": (small("mdn_rnn-joint"), "dynamics"),
+    "diffusion": (small("diffusion", spec=PICTURE, tokenizer=Tokenizer(patch=4, width=8, blocks=1)), "dynamics"),
 }
 """A member of each family, and a stage to train it in."""
 

@@ -26,7 +26,7 @@ from jaxwm.models.base import masked_mean, temperature_of
 from jaxwm.models.diffusion import tasks
 from jaxwm.models.diffusion.denoiser import Denoiser
 from jaxwm.models.diffusion.frames import FrameTokens
-from jaxwm.models.diffusion.objectives import AnyObjective, Shortcut, mix, split_rows
+from jaxwm.models.diffusion.objectives import AnyObjective, Shortcut, draw_rows, mix, split_rows
 from jaxwm.models.diffusion.samplers import Method, sample
 from jaxwm.models.tokenizer import BoundTokenizer, Tokenizer
 from jaxwm.nn import MLP, Bernoulli, Linear
@@ -79,8 +79,8 @@ class DiffusionModel:
 
     Features are the tokens of patches and vectors side by side, then the summary: the former say where a goal is that
     is known by one frame (``first`` of the planner's objective). The control ``temperature`` scales the noise that
-    frames are made of, and ``guidance`` is the g of ``u + g * (c - u)``, where u does not know the action. Video
-    without known actions trains all but what they do.
+    frames are made of and built on, and ``guidance`` is the g of ``u + g * (c - u)``, where u does not know the
+    action. Video without known actions trains all but what they do.
 
     Args:
       spec: what the world shows and takes; exactly one image, and vectors if there are any.
@@ -206,7 +206,8 @@ class DiffusionModel:
         found, seen = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, image)
         previous_action = jnp.where(begins[:, None], 0.0, previous_action)
         tokens = self.frames.join(previous_action, found.latents, observation)
-        return self._take_in(variables, keys, state, tokens, ~begins).replace(seen=seen, painted=forget(painted))
+        noise = self._noise_of(keys, condition)
+        return self._take_in(variables, noise, state, tokens, ~begins).replace(seen=seen, painted=forget(painted))
 
     def predict(
         self,
@@ -219,9 +220,7 @@ class DiffusionModel:
         """A frame that is made of noise after ``action``; it then goes into the ring as a seen one does."""
         self.spec.check_action(action, (keys.shape[0],))
         start_keys, then_keys = split_rows(keys, 2)
-        noise = self._noise(start_keys)
-        if (temperature := temperature_of(condition)) is not None:
-            noise = noise * temperature[:, None, None]
+        noise = self._noise_of(start_keys, condition)
         level = jnp.broadcast_to(self.frames.is_action.astype(jnp.float32), noise.shape[:-1])
         given = self.frames.join(action, jnp.zeros((len(keys), self.coder.tokens, self.coder.channels)), None)
         start = mix(self.objective, given, noise, level)
@@ -229,7 +228,8 @@ class DiffusionModel:
         if condition is not None and "guidance" in condition:
             denoise = self._guided(denoise, noise, condition["guidance"])
         tokens = sample(self.objective, denoise, start, level, self.steps, self.method)
-        after = self._take_in(variables, then_keys, state, tokens, jnp.ones_like(state.known))
+        then = self._noise_of(then_keys, condition)
+        after = self._take_in(variables, then, state, tokens, jnp.ones_like(state.known))
         if state.seen is None:
             return after
         after = after.replace(painted=self._paint(variables, state)[1])
@@ -339,7 +339,8 @@ class DiffusionModel:
         if stage == "tokenizer":
             params, statistics = variables["params"]["tokenizer"], variables["targets"]["tokenizer"]
             images = batch.observation[self.frames.image]
-            return _reported(*self.coder.loss(params, statistics, keys, images, batch.valid, segments))
+            total, metrics, found = self.coder.loss(params, statistics, keys, images, batch.valid, segments)
+            return total, Aux(metrics, found)
         losses = self._dynamics_losses(variables, keys, batch, segments)
         return sum(losses.values(), jnp.zeros(())), Aux({f"loss/{name}": value for name, value in losses.items()})
 
@@ -444,11 +445,11 @@ class DiffusionModel:
         return jnp.max(step, axis=-1) if self.objective.smallest else jnp.zeros(step.shape[:-1])
 
     def _take_in(
-        self, variables: Variables, keys: Array, state: DiffusionState, tokens: Array, acted: Array
+        self, variables: Variables, noise: Array, state: DiffusionState, tokens: Array, acted: Array
     ) -> DiffusionState:
         """The state with a frame more, whose action is known where ``acted`` ``[B]``."""
         level = jnp.where(self.frames.is_action, acted[:, None].astype(jnp.float32), 1.0 - self.context_noise)
-        noisy = mix(self.objective, tokens, self._noise(keys), level)
+        noisy = mix(self.objective, tokens, noise, level)
         step = jnp.full((len(tokens), 1), self.objective.smallest)
         _, summary, entries = _run(
             self._denoiser, variables["params"]["denoiser"],
@@ -474,8 +475,12 @@ class DiffusionModel:
 
     def _noise(self, keys: Array, *leading: int) -> Array:
         """``[B, *leading, M, C]``, each row from a key of its own."""
-        shape = (*leading, self.frames.count, self.coder.channels)
-        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        return draw_rows(jax.random.normal, keys, *leading, self.frames.count, self.coder.channels)
+
+    def _noise_of(self, keys: Array, condition: Arrays | None) -> Array:
+        """``[B, M, C]`` for a step of a dream; none at temperature 0, so that nothing in it is chance."""
+        temperature = temperature_of(condition)
+        return self._noise(keys) * (1.0 if temperature is None else temperature[:, None, None])
 
     def _empty(self, rows: int) -> Array:
         return jnp.zeros((rows, self.frames.count, self.coder.channels))
@@ -487,10 +492,6 @@ class DiffusionModel:
     @property
     def _heads(self) -> _Heads:
         return _Heads(self.units, self.compute_dtype)
-
-
-def _reported(total: Array, metrics: dict[str, Array], states: Any) -> tuple[Array, Aux]:
-    return total, Aux(metrics, states)
 
 
 def _run(module: nn.Module, params: Any, *inputs: Any, **named: Any) -> Any:

@@ -131,7 +131,7 @@ class Flow(_Straight):
 
     def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
         """See `Objective.draw`; the same level for all frames of a row."""
-        level = jax.nn.sigmoid(self.mean + self.spread * _each(jax.random.normal, keys, 1))
+        level = jax.nn.sigmoid(self.mean + self.spread * draw_rows(jax.random.normal, keys, 1))
         return _alike(level, frames)
 
     def loss(self, network: Network, clean: Array, noise: Array, level: Array, step: Array) -> tuple[Array, Any]:
@@ -156,7 +156,7 @@ class Forcing(Flow):
 
     def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
         """See `Objective.draw`."""
-        level = jax.nn.sigmoid(self.mean + self.spread * _each(jax.random.normal, keys, frames))
+        level = jax.nn.sigmoid(self.mean + self.spread * draw_rows(jax.random.normal, keys, frames))
         return level, jnp.zeros_like(level)
 
 
@@ -213,7 +213,7 @@ class EDM:
 
     def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
         """See `Objective.draw`; the same level for all frames of a row."""
-        sigma = jnp.exp(self.mean + self.spread * _each(jax.random.normal, keys, 1))
+        sigma = jnp.exp(self.mean + self.spread * draw_rows(jax.random.normal, keys, 1))
         level = 1.0 - (jnp.minimum(sigma, self.largest) / self.largest) ** (1.0 / self.rho)
         return _alike(level, frames)
 
@@ -264,10 +264,10 @@ class Shortcut(_Straight):
     def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
         """See `Objective.draw`; levels are multiples of the steps."""
         size, place = split_rows(keys, 2)
-        halvings = jnp.floor(self.halvings * _each(jax.random.uniform, size, frames))
+        halvings = jnp.floor(self.halvings * draw_rows(jax.random.uniform, size, frames))
         learns = jnp.arange(len(keys))[:, None] < self._learners(len(keys))
         step = jnp.where(learns, 0.5**halvings, self.smallest)
-        return jnp.floor(_each(jax.random.uniform, place, frames) / step) * step, step
+        return jnp.floor(draw_rows(jax.random.uniform, place, frames) / step) * step, step
 
     def loss(self, network: Network, clean: Array, noise: Array, level: Array, step: Array) -> tuple[Array, Any]:
         """Squared error of the data, or of where two half steps lead; the first rows are those that do the latter."""
@@ -298,9 +298,9 @@ def split_rows(keys: Array, count: int) -> Array:
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, count))(keys), 1, 0)
 
 
-def _each(draw: Callable[..., Array], keys: Array, frames: int) -> Array:
-    """``[B, frames]`` numbers, each row from a key of its own."""
-    return jax.vmap(lambda key: draw(key, (frames,)))(keys)
+def draw_rows(draw: Callable[..., Array], keys: Array, *shape: int) -> Array:
+    """``[B, *shape]`` numbers such as `jax.random.normal` draws, each row from a key of its own."""
+    return jax.vmap(lambda key: draw(key, shape))(keys)
 
 
 def _alike(level: Array, frames: int) -> tuple[Array, Array]:

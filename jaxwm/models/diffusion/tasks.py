@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxwm.models.diffusion.objectives import split_rows
+from jaxwm.models.diffusion.objectives import draw_rows, split_rows
 from jaxwm.types import Array, Trajectory
 
 _SOME_FRAMES, _SOME_PLACES = 0.4, 0.4
@@ -19,7 +19,7 @@ _SOME_FRAMES, _SOME_PLACES = 0.4, 0.4
 
 def uniform(keys: Array, *shape: int) -> Array:
     """Numbers ``[B, *shape]`` in 0..1, each row from a key of its own."""
-    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+    return draw_rows(jax.random.uniform, keys, *shape)
 
 
 def known_in_dreams(keys: Array, length: int, share: float, each_frame: bool) -> Array:

@@ -1,0 +1,54 @@
+"""What a model is given of a window, and which actions it has to guess."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxwm
+from jaxwm.models.diffusion import tasks
+from jaxwm.testing import moving_clips
+
+KEYS = jax.random.split(jax.random.key(0), 600)
+SPEC = jaxwm.Spec((jaxwm.Field("image", (8, 8, 3), "uint8"),), jaxwm.ActionSpec(2))
+
+
+def test_a_dream_is_given_the_first_frames_or_a_share_of_them():
+    first = np.asarray(tasks.known_in_dreams(KEYS, 4, 0.3, each_frame=False))
+    assert (first[:, :-1] >= first[:, 1:]).all(), "what is known comes before what is not"
+    assert set(first.sum(1)) == {0, 1, 2, 3}
+    each = np.asarray(tasks.known_in_dreams(KEYS, 4, 0.3, each_frame=True))
+    assert abs(each.mean() - 0.3) < 0.04
+    assert (~each[:, 0] & each[:, 3]).any()
+
+
+def test_a_clip_is_given_frames_or_places_or_nothing():
+    known = np.asarray(tasks.known_in_clips(KEYS, 4, 6))
+    assert known.shape == (600, 4, 6)
+    whole_frames = (known == known[:, :, :1]).all((1, 2))
+    same_places = (known == known[:, :1]).all((1, 2))
+    nothing = ~known.any((1, 2))
+    assert (whole_frames | same_places).all()
+    assert nothing.mean() > 0.2
+    for kind in (whole_frames & ~same_places, same_places & ~whole_frames):
+        assert kind.mean() > 0.15
+
+
+def test_actions_are_given_guessed_or_hidden():
+    batch = jax.tree.map(lambda x: jnp.repeat(x, 300, axis=0), moving_clips(SPEC, 2, 5))
+    batch = dataclasses.replace(
+        batch, is_first=batch.is_first.at[:, 3].set(True), action_valid=batch.action_valid.at[:300, 0].set(False)
+    )
+    level = jnp.full((600, 5), 0.25)
+    levels, guessed = (np.asarray(x) for x in tasks.draw_actions(KEYS, batch, level, guessed=0.2, hidden=0.1))
+    assert set(np.unique(levels)) == {0.0, 0.25, 1.0}
+    # No action led to the first frame of an episode, and nobody knows the one that led from frame 0 to 1.
+    assert (levels[:, 3] == 0).all()
+    assert (levels[:300, 1] == 0).all()
+    assert not guessed[:, 3].any()
+    assert not guessed[:300, 1].any()
+    known = levels[:, 2]
+    assert abs((known == 1).mean() - 0.7) < 0.06
+    assert abs((known == 0.25).mean() - 0.2) < 0.06
+    np.testing.assert_array_equal(guessed[:, 2], known == 0.25)
