@@ -30,7 +30,7 @@ from jaxwm.nn import Linear, Normal, patchify, quantise, unpatchify
 from jaxwm.nn.attention import Cache, Entries, FrameTransformer, TokenTransformer
 from jaxwm.nn.coders import mean_frame
 from jaxwm.nn.quantise import Quantised
-from jaxwm.nn.representation import watch_collapse
+from jaxwm.nn.representation import watch_places
 from jaxwm.types import Array, Field, PyTree
 
 Levels = tuple[Annotated[int, pydantic.Field(ge=2)], ...]
@@ -330,7 +330,7 @@ class BoundTokenizer:
 
         Returns:
           The scalar; metrics: the terms, ``psnr`` in dB of what comes back in training, ``latents/rms``, the figures
-          of `watch_collapse` and of discrete kinds ``codes/used`` (share of codes that occur in the batch),
+          of `watch_places` and of discrete kinds ``codes/used`` (share of codes that occur in the batch),
           ``codes/perplexity`` (of the batch) and ``codes/dead`` (share of codes not used for long); and what
           `after_update` takes.
         """
@@ -445,9 +445,7 @@ class BoundTokenizer:
         """Figures of the latents and codes of a batch."""
         latents = jax.lax.stop_gradient(tokens.latents)
         places = jnp.broadcast_to(valid[..., None], latents.shape[:-1])
-        # Patches differ by where they are in any case: what counts is whether frames differ in a place.
-        usual = jnp.sum(latents * places[..., None], axis=(0, 1)) / jnp.maximum(jnp.sum(valid), 1)
-        figures = watch_collapse(latents - usual, places)
+        figures = watch_places(latents, valid)
         figures["latents/rms"] = jnp.sqrt(masked_mean(jnp.mean(jnp.square(latents), axis=-1), places))
         if found is not None:
             figures["codes/used"] = quantise.used_share(found.shares)

@@ -28,7 +28,7 @@ from jaxwm.nn.attention import Cache, FrameTransformer, TokenTransformer
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.layers import symlog
 from jaxwm.nn.masks import draw_blocks, visible_at_most
-from jaxwm.nn.representation import watch_collapse
+from jaxwm.nn.representation import watch_places
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -332,11 +332,7 @@ class VJEPA:
         heads = onlooker_losses(self._look(variables, self._features(latent, vectors)), batch)
         total = sum((terms | heads).values(), jnp.zeros(()))
         metrics = {f"loss/{name}": value for name, value in (terms | heads).items()}
-        # Patches differ by where they are in any case: what counts is whether frames differ in a place.
-        places = jnp.broadcast_to(batch.valid[:, :, None], latent.shape[:3])
-        usual = jnp.sum(latent * places[..., None], axis=(0, 1)) / jnp.maximum(jnp.sum(batch.valid), 1)
-        watched = watch_collapse(latent - usual, places)
-        return total, Aux(metrics | watched, latent)
+        return total, Aux(metrics | watch_places(latent, batch.valid), latent)
 
     def after_update(self, variables: Variables, aux: Aux, stage: str) -> Variables:
         """The target encoder follows the encoder while that is trained."""

@@ -91,6 +91,16 @@ def watch_collapse(x: Array, valid: Array) -> dict[str, Array]:
     }
 
 
+def watch_places(x: Array, valid: Array) -> dict[str, Array]:
+    """`watch_collapse` of patches ``[B, T, N, D]`` in frames that are ``valid`` ``[B, T]``.
+
+    Patches differ by where they are in any case: what counts is whether frames differ in a place.
+    """
+    x, places = jax.lax.stop_gradient(x), jnp.broadcast_to(valid[..., None], x.shape[:3])
+    usual = jnp.sum(x * places[..., None], axis=(0, 1)) / jnp.maximum(jnp.sum(valid), 1)
+    return watch_collapse(x - usual, places)
+
+
 def _covariance(x: Array, valid: Array) -> Array:
     """``[D, D]`` over the entries that count."""
     size = x.shape[-1]

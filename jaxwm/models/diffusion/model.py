@@ -30,7 +30,7 @@ from jaxwm.models.diffusion.objectives import AnyObjective, Shortcut, draw_rows,
 from jaxwm.models.diffusion.samplers import Method, sample
 from jaxwm.models.tokenizer import BoundTokenizer, Tokenizer
 from jaxwm.nn import MLP, Bernoulli, Linear
-from jaxwm.nn.attention import Cache, FrameTransformer
+from jaxwm.nn.attention import Cache, FrameTransformer, clear_rows
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -199,15 +199,16 @@ class DiffusionModel:
         """The tokens of this frame; it goes into the ring, with the action that led to it."""
         self.spec.check_step(previous_action, observation, keys.shape[0])
         begins = is_first | ~state.known
-        forget = lambda cache: None if cache is None else cache.forget(begins)  # noqa: E731
         painted = self._paint(variables, state)[1]
-        state = state.replace(cache=state.cache.forget(begins), seen=forget(state.seen))
+        state = state.replace(cache=state.cache.forget(begins), seen=clear_rows(state.seen, begins))
         image = observation[self.frames.image]
         found, seen = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, image)
         previous_action = jnp.where(begins[:, None], 0.0, previous_action)
         tokens = self.frames.join(previous_action, found.latents, observation)
         noise = self._noise_of(keys, condition)
-        return self._take_in(variables, noise, state, tokens, ~begins).replace(seen=seen, painted=forget(painted))
+        return self._take_in(variables, noise, state, tokens, ~begins).replace(
+            seen=seen, painted=clear_rows(painted, begins)
+        )
 
     def predict(
         self,
