@@ -6,7 +6,7 @@
 Trains the models of each row (or goes on where they stopped) and plays episodes whose goal is a picture. Rows that are
 in `results.json` already are not done again. `rooms`: a door to pass; what each term of the loss is for; worlds that
 look otherwise than those of the training. `reach`: an arm that goes to a place, by three families and in other arms
-and colours; and one that pushes a puck there, also over other tables.
+and colours; and one that pushes a puck there, also by three families and over other tables.
 """
 
 import argparse
@@ -72,7 +72,7 @@ ROWS = {
         "trained in other arms and colours": Row(
             "jepa_reach", world=ARMS + COLOURS, learned=True, data="_varied", seeds=1
         ),
-        "push": Row("jepa_push", data="_push", seeds=1),
+        **{f"push, {family}": Row(f"{family}_push", data="_push", seeds=1) for family in ("jepa", "rssm", "byol")},
         "push, other friction": Row("jepa_push", world=FRICTION, data="_push", seeds=1),
     },
 }

@@ -97,7 +97,6 @@ class DiffusionModel:
         were made (section 3 of the paper on Dreamer 4); those of the training have at most as much.
       clips: share of the windows that are learned as clips, whose frames see the future too and any part of which may
         be known.
-      known_frames: share of the frames that are known in other windows, with ``forcing`` and ``shortcut``.
       drop_action: share of the actions that are hidden in training, for guidance and for unlabelled video.
       guess_action: share of the actions that are learned to be guessed, together with their frames or from them.
       dtype: what the networks compute in; parameters and states are float32.
@@ -118,7 +117,6 @@ class DiffusionModel:
     units: PositiveInt = 128
     context_noise: Share = 0.1
     clips: Share = 0.25
-    known_frames: Share = 0.25
     drop_action: Share = 0.1
     guess_action: Share = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -367,7 +365,7 @@ class DiffusionModel:
         clip = tasks.uniform(clip_keys, 1) < self.clips
         # The frames of a clip are made together, so they have one level.
         level, step = (jnp.where(clip, x[:, :1], x) for x in (level, step))
-        frames = tasks.known_in_dreams(task_keys, length, self.known_frames, self.objective.each_frame)
+        frames = tasks.known_in_dreams(task_keys, length, self.objective.each_frame)
         known = tasks.known_in_clips(task_keys, length, self.frames.count - acts)
         known = jnp.where(clip[..., None], known, frames[..., None])
         # What a frame of a dream is built on is a little noisy; what is known of a clip is not.

@@ -22,10 +22,11 @@ def uniform(keys: Array, *shape: int) -> Array:
     return draw_rows(jax.random.uniform, keys, *shape)
 
 
-def known_in_dreams(keys: Array, length: int, share: float, each_frame: bool) -> Array:
-    """``[B, T]``: a ``share`` of the frames; or the first ones, from none to all but one."""
+def known_in_dreams(keys: Array, length: int, each_frame: bool) -> Array:
+    """``[B, T]``: any of the frames, or the first ones; in each row another share, from none to (nearly) all."""
     if each_frame:
-        return uniform(keys, length) < share
+        share_keys, frame_keys = split_rows(keys, 2)
+        return uniform(frame_keys, length) < uniform(share_keys, 1)
     return jnp.arange(length) < jnp.floor(length * uniform(keys, 1))
 
 
