@@ -34,6 +34,7 @@ class Row:
     Attributes:
       config: in configs/.
       model: overrides of the model.
+      planner: overrides of the planner, which need no other training.
       world: parameters of the world that is played in; that of the training stays as it is.
       learned: whether the model has been trained in that world too.
       data: put behind the folder of the episodes, for rows that learn from others.
@@ -42,6 +43,7 @@ class Row:
 
     config: str
     model: tuple[str, ...] = ()
+    planner: tuple[str, ...] = ()
     world: tuple[tuple[str, object], ...] = ()
     learned: bool = False
     data: str = ""
@@ -58,6 +60,14 @@ OTHERWISE = {
 COLOURS = (("background", ((15, 18, 26), (90, 100, 130))), ("arm_colour", ((110, 120, 140), (230, 200, 220))))
 ARMS = (("upper_arm", (0.45, 0.6)), ("forearm", (0.45, 0.6)))
 FRICTION = (("friction", (1.0, 4.0)),)
+SELDOM = ("planning.every=2", "planning.solver.horizon=10")
+PICTURES = tuple(
+    f"planning.{setting}"
+    for setting in (
+        "solver.samples=64", "solver.elites=8", "solver.iterations=4",
+        "objective.away.space=image", "objective.away.distance=l2",
+    )
+)  # fmt: skip
 ROWS = {
     "rooms": {
         "jepa": Row("jepa_rooms"),
@@ -73,6 +83,8 @@ ROWS = {
             "jepa_reach", world=ARMS + COLOURS, learned=True, data="_varied", seeds=1
         ),
         **{f"push, {family}": Row(f"{family}_push", data="_push", seeds=1) for family in ("jepa", "rssm", "byol")},
+        "push, jepa, plans for every second action": Row("jepa_push", planner=SELDOM, data="_push", seeds=1),
+        "push, rssm, by painted pictures": Row("rssm_push", planner=PICTURES, data="_push", seeds=1),
         "push, other friction": Row("jepa_push", world=FRICTION, data="_push", seeds=1),
     },
 }
@@ -109,6 +121,7 @@ def measure(name, row, arguments):
         run = jaxwm.train(
             jaxwm.load_config(CONFIGS / f"{row.config}.yaml", overrides), arguments.runs / f"{trained_as}_{seed}"
         )
+        run = planners.configure_planning(run, row.planner)
         agent, environments = planners.planning_agent(run), planners.run_environments(run)
         source = run.config.data.generate.world
         world = build_world(source.model_copy(update={**source.model_dump(), **dict(row.world)}))
