@@ -142,7 +142,7 @@ class _Blocks(nn.Module):
             return out
         flat = tokens.reshape(-1, *tokens.shape[2:])
         trunk = TokenTransformer(c.blocks, c.heads, jnp.dtype(c.dtype), name="trunk")
-        return trunk(flat, jnp.asarray(self.places)[None]).reshape(tokens.shape), ()
+        return trunk(flat, jnp.asarray(self.places)[None]).reshape(tokens.shape), Entries((), (), tokens)
 
 
 class _Encoder(nn.Module):

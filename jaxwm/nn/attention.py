@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +24,20 @@ from jaxwm.types import Array, PyTree
 
 PERIOD = 1 << 16
 """Positions count modulo this. All angles turn a whole number of times in it, so nothing is lost by starting over."""
-_BASE = 10_000.0
+BASE = 10_000.0
 
 
-def rotary_angles(positions: Array, size: int) -> Array:
+def rotary_angles(positions: Array, size: int, base: float = BASE) -> Array:
     """Angles ``[..., size / 2]`` in radians by which the pairs of a head turn (Su et al. 2021, arXiv:2104.09864).
 
     Each axis of the positions gets an equal share of the pairs, and what is left over does not turn. The frequencies
-    are those of the paper, from 1 down to 1/10,000 a position, rounded to whole turns in `PERIOD` positions: angles
+    are those of the paper, from 1 down to 1 / base a position, rounded to whole turns in `PERIOD` positions: angles
     are exact however long a dream is.
 
     Args:
       positions: ``[..., axes]`` whole numbers, such as (time, row, column).
       size: of a head.
+      base: see above. The paper's 10,000 leaves few of the pairs of a small head to tell neighbours apart.
 
     Raises:
       ValueError: a head with fewer pairs than axes, which could not tell one place from another.
@@ -44,7 +46,7 @@ def rotary_angles(positions: Array, size: int) -> Array:
     share = size // 2 // max(axes, 1)
     if axes and not share:
         raise ValueError(f"rotary_angles: a head of {size} has fewer pairs than there are axes, {axes}")
-    wanted = _BASE ** (-np.arange(share) / max(share, 1))
+    wanted = base ** (-np.arange(share) / max(share, 1))
     turns = jnp.asarray(np.maximum(np.round(wanted * PERIOD / (2 * math.pi)), 1), jnp.int32)
     phase = (positions.astype(jnp.int32) % PERIOD)[..., None] * turns % PERIOD
     angles = (2 * math.pi / PERIOD * phase).reshape(*positions.shape[:-1], axes * share)
@@ -56,6 +58,19 @@ def rotate(x: Array, angles: Array) -> Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def window_mask(length: int, window: int, segments: Array | None = None) -> Array:
+    """``[1 or B, T, T]``: whether frame t sees frame s: itself and ``window`` frames before it, of its own episode.
+
+    Args:
+      length: T.
+      window: frames before.
+      segments: ``[B, T]`` numbers of episodes; None: all frames are of one.
+    """
+    ahead = (jnp.arange(length)[:, None] - jnp.arange(length)[None])[None]
+    mask = (ahead >= 0) & (ahead <= window)
+    return mask if segments is None else mask & (segments[:, :, None] == segments[:, None])
 
 
 def clear_rows(tree: PyTree, where: Array) -> PyTree:
@@ -70,12 +85,14 @@ class Cache(struct.PyTreeNode):
       keys: for each block ``[B, R, H, window, M, D]``, turned to where they stand in time; R groups of M tokens in a
         frame that attend to each other: one group of all tokens, or each token a group of its own.
       values: the same shapes.
+      recent: ``[B, K, M, C]``, tokens of the last K frames as they came in, the latest one last; K may be 0.
       position: ``[B]`` int32, the number of the next frame.
       count: ``[B]`` int32, how many frames of this episode there are, at most ``window``.
     """
 
     keys: tuple[Array, ...]
     values: tuple[Array, ...]
+    recent: Array
     position: Array
     count: Array
 
@@ -102,17 +119,29 @@ class Cache(struct.PyTreeNode):
             put = lambda ring, entry, slot: jax.lax.dynamic_update_slice_in_dim(ring, entry, slot, axis=2)  # noqa: E731
             return jax.vmap(put)(ring, entry.astype(ring.dtype), slot)
 
+        tokens = entries.tokens.astype(self.recent.dtype)
         return Cache(
-            keys=tuple(write(ring, keys) for ring, (keys, _) in zip(self.keys, entries, strict=True)),
-            values=tuple(write(ring, values) for ring, (_, values) in zip(self.values, entries, strict=True)),
+            keys=tuple(write(ring, keys) for ring, keys in zip(self.keys, entries.keys, strict=True)),
+            values=tuple(write(ring, values) for ring, values in zip(self.values, entries.values, strict=True)),
+            recent=jnp.concatenate([self.recent, tokens], axis=1)[:, 1:] if self.recent.shape[1] else self.recent,
             # Turns over where neither the slot nor the angle notices.
             position=(self.position + 1) % (PERIOD * self.window),
             count=jnp.minimum(self.count + 1, self.window),
         )
 
 
-Entries = tuple[tuple[Array, Array], ...]
-"""Keys and values ``[B, R, H, 1, M, D]`` of one frame, for each block."""
+class Entries(NamedTuple):
+    """What a `Cache` takes in of one frame.
+
+    Attributes:
+      keys: for each block ``[B, R, H, 1, M, D]``.
+      values: the same shapes.
+      tokens: ``[B, 1, M, C]``, as they came in.
+    """
+
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+    tokens: Array
 
 
 def size_of_heads(width: int, heads: int, size: int | None) -> int:
@@ -186,7 +215,7 @@ def _attend_with_past(
 
 
 class FrameTransformer(nn.Module):
-    """Blocks of attention and MLP over ``[B, T, N, C]``, causal in time unless a row asks for the future as well.
+    """Blocks of attention and MLP over ``[B, T, N, C]``, causal in time unless a mask says otherwise.
 
     Args:
       blocks: how many.
@@ -197,8 +226,12 @@ class FrameTransformer(nn.Module):
         tokens); otherwise to all tokens of all frames at once.
       conditioned: each block is steered by a condition, as in DiT (Peebles & Xie 2023, arXiv:2212.09748): shifts,
         scales and gates, all zero at first.
+      recent: K, to the tokens of a frame come linear functions of those of the K frames before it: a short convolution
+        over time, which shows what moves before any attention has learned where to look (the token shift of RWKV, Peng
+        et al. 2023, arXiv:2305.13048).
       hidden: width of the MLP's hidden layer; by default four times that of the tokens.
       head_size: see `Attention`.
+      base: see `rotary_angles`.
     """
 
     blocks: int
@@ -207,8 +240,10 @@ class FrameTransformer(nn.Module):
     positions: tuple[tuple[int, int], ...] | None = None
     factorised: bool = False
     conditioned: bool = False
+    recent: int = 0
     hidden: int | None = None
     head_size: int | None = None
+    base: float = BASE
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -218,7 +253,8 @@ class FrameTransformer(nn.Module):
         segments: Array | None = None,
         condition: Array | None = None,
         cache: Cache | None = None,
-        causal: Array | None = None,
+        mask: Array | None = None,
+        time: Array | None = None,
     ) -> tuple[Array, Entries]:
         """``[B, T, N, C]`` to ``[B, T, N, C]``, normalised, and what a cache is to keep of the frames.
 
@@ -227,15 +263,21 @@ class FrameTransformer(nn.Module):
           segments: ``[B, T]``; frames see only those before them of the same number (episode). None: all are of one.
           condition: ``[B, T, 1 or N, C]``.
           cache: the frames before. It is not changed: `Cache.append` takes the entries that are returned.
-          causal: ``[B]`` bool; the other rows see as many frames after their own as before it. None: all are causal.
+          mask: ``[1 or B, T, T]`` bool, whether frame t sees frame s, in place of the window and the segments.
+          time: ``[1 or B, T]`` whole numbers, when each frame is; None: one after the other. A cache knows it itself.
         """
         _, length, count, width = tokens.shape
         if cache is not None and length != 1:
             raise ValueError(f"FrameTransformer: {length} frames, expected 1 where there is a cache")
-        time = jnp.arange(length)[None] if cache is None else cache.position[:, None]
+        x = tokens = tokens.astype(self.dtype)
+        if cache is None:
+            mask = window_mask(length, self.window, segments) if mask is None else mask
+            time = jnp.arange(length)[None] if time is None else time
+            before = _frames_before(tokens, mask, time, self.recent)
+        else:
+            mask, time, before = None, cache.position[:, None], cache.recent[:, None]
         if self.conditioned != (condition is not None):
             raise ValueError(f"FrameTransformer: conditioned={self.conditioned}, but condition is {condition}")
-        mask = None if cache is not None else self._mask(length, segments, causal)
         places = jnp.asarray(self.positions or ((),) * count, jnp.int32)
         members = 1 if self.factorised else count
         where = jnp.broadcast_to(time[:, :, None, None], (*time.shape, members, 1))
@@ -243,11 +285,13 @@ class FrameTransformer(nn.Module):
             here = jnp.broadcast_to(places, (*time.shape, *places.shape))
             where = jnp.concatenate([where, here], axis=-1)
         size = size_of_heads(width, self.heads, self.head_size)
-        angles = rotary_angles(where, size).reshape(where.shape[0], length * members, size // 2)
-        inside = rotary_angles(places[None], size)
+        angles = rotary_angles(where, size, self.base).reshape(where.shape[0], length * members, size // 2)
+        inside = rotary_angles(places[None], size, self.base)
         quiet = 1 / math.sqrt(self.blocks * (3 if self.factorised else 2))
+        if self.recent:
+            before = before.swapaxes(2, 3).reshape(*tokens.shape[:3], self.recent * width)
+            x += Linear(width, dtype=self.dtype, name="recent")(before)
         entries = []
-        x = tokens.astype(self.dtype)
         for index in range(self.blocks):
             past = None if cache is None else (cache.keys[index], cache.values[index], cache.seen())
             block = _Block(
@@ -255,7 +299,8 @@ class FrameTransformer(nn.Module):
             )
             x, entry = block(x, angles, inside, mask, condition, past)
             entries.append(entry)
-        return RMSNorm(dtype=self.dtype, name="norm")(x), tuple(entries)
+        keys, values = zip(*entries, strict=True)
+        return RMSNorm(dtype=self.dtype, name="norm")(x), Entries(keys, values, tokens)
 
     def init_cache(self, rows: int, count: int, width: int) -> Cache:
         """An empty cache for ``rows`` videos of frames with ``count`` tokens of ``width``."""
@@ -264,14 +309,15 @@ class FrameTransformer(nn.Module):
         shape = (rows, groups, self.heads, self.window, members, size)
         empty = tuple(jnp.zeros(shape, self.dtype) for _ in range(self.blocks))
         zeros = jnp.zeros(rows, jnp.int32)
-        return Cache(empty, empty, zeros, zeros)
+        return Cache(empty, empty, jnp.zeros((rows, self.recent, count, width), self.dtype), zeros, zeros)
 
-    def _mask(self, length: int, segments: Array | None, causal: Array | None) -> Array:
-        """``[1 or B, T, T]``: frame t sees itself, ``window`` frames of its episode before it, some also after."""
-        ahead = (jnp.arange(length)[:, None] - jnp.arange(length)[None])[None]
-        earliest = 0 if causal is None else jnp.where(causal, 0, -self.window)[:, None, None]
-        mask = (ahead >= earliest) & (ahead <= self.window)
-        return mask if segments is None else mask & (segments[:, :, None] == segments[:, None])
+
+def _frames_before(tokens: Array, mask: Array, time: Array, count: int) -> Array:
+    """``[B, T, count, N, C]``: for each frame those before it that it sees, the latest one last; zeros for none."""
+    ago = jnp.arange(count, 0, -1)[:, None]
+    chosen = mask[:, :, None] & (time[:, :, None, None] - time[:, None, None] == ago)
+    chosen = jnp.broadcast_to(chosen, (len(tokens), *chosen.shape[1:])).astype(tokens.dtype)
+    return jnp.einsum("btks,bsnc->btknc", chosen, tokens)
 
 
 class _Block(nn.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm.nn.attention import PERIOD, Attention, FrameTransformer, rotary_angles, rotate
+from jaxwm.nn.attention import PERIOD, Attention, FrameTransformer, rotary_angles, rotate, window_mask
 
 ROWS, LENGTH, TOKENS, WIDTH = 2, 7, 3, 24
 PLAIN = FrameTransformer(blocks=2, heads=2, window=3, positions=((0, 0), (1, 2), (2, 1)))
@@ -18,6 +18,7 @@ KINDS = {
     "factorised": dataclasses.replace(PLAIN, factorised=True),
     "factorised, steered": dataclasses.replace(PLAIN, factorised=True, conditioned=True),
     "joint, steered": dataclasses.replace(PLAIN, conditioned=True),
+    "joint, recent": dataclasses.replace(PLAIN, recent=2),
 }
 SEGMENTS = jnp.array([[0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 2]])
 
@@ -88,23 +89,29 @@ def test_a_frame_sees_its_window_of_the_past_and_no_more(given):
     trunk, params, tokens, condition = given
     apply = jax.jit(lambda tokens: trunk.apply(params, tokens, None, condition)[0])
     before = apply(tokens)
-    # Each of the two blocks reaches a window further back.
+    # Each of the two blocks reaches a window further back, and tokens begin as those of recent frames.
+    reach = 2 * trunk.window + trunk.recent
     for changed in (0, 3):
         after = apply(tokens.at[:, changed, 1].add(1.0))
         differs = np.abs(after - before).max(axis=(0, 2, 3)) > 1e-6
-        expected = (np.arange(LENGTH) >= changed) & (np.arange(LENGTH) <= changed + 2 * trunk.window)
+        expected = (np.arange(LENGTH) >= changed) & (np.arange(LENGTH) <= changed + reach)
         np.testing.assert_array_equal(differs, expected)
 
 
-def test_a_row_that_is_not_causal_sees_as_far_ahead_as_back(given):
+def test_a_mask_says_who_sees_whom_and_times_say_when(given):
     trunk, params, tokens, condition = given
-    causal = jnp.array([True, False])
-    apply = jax.jit(lambda tokens, causal: trunk.apply(params, tokens, None, condition, None, causal)[0])
-    before = apply(tokens, causal)
-    np.testing.assert_allclose(before[0], trunk.apply(params, tokens, None, condition)[0][0], atol=1e-6)
-    after = apply(tokens.at[:, 6, 1].add(1.0), causal)
-    differs = np.abs(after - before).max(axis=(2, 3)) > 1e-6
-    np.testing.assert_array_equal(differs, [[False] * 6 + [True], [t >= 6 - 2 * trunk.window for t in range(LENGTH)]])
+    apply = jax.jit(lambda tokens, mask, time: trunk.apply(params, tokens, None, condition, None, mask, time)[0])
+    usual = jnp.broadcast_to(window_mask(LENGTH, trunk.window), (ROWS, LENGTH, LENGTH))
+    times = jnp.arange(LENGTH)[None]
+    plain = jax.jit(lambda: trunk.apply(params, tokens, None, condition)[0])()
+    np.testing.assert_allclose(apply(tokens, usual, times), plain, atol=1e-6)
+    np.testing.assert_allclose(apply(tokens, usual, times + 5), plain, atol=1e-5)
+    assert np.abs(apply(tokens, usual, 2 * times) - plain).max() > 1e-4
+    # The second row sees as far ahead as back.
+    mask = usual.at[1].set(usual[1] | usual[1].T)
+    differs = apply(tokens.at[:, 6, 1].add(1.0), mask, times) - apply(tokens, mask, times)
+    expected = [[False] * 6 + [True], [t >= 6 - 2 * trunk.window for t in range(LENGTH)]]
+    np.testing.assert_array_equal(np.abs(differs).max(axis=(2, 3)) > 1e-6, expected)
 
 
 def test_rows_do_not_see_each_other(given):

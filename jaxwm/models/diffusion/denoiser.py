@@ -45,8 +45,8 @@ class Denoiser(nn.Module):
         noisy: Array,
         level: Array,
         step: Array,
-        segments: Array | None = None,
-        causal: Array | None = None,
+        mask: Array | None = None,
+        time: Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[Array, Array, Entries]:
         """Raw output ``[B, T, M, C]``, a summary of each frame ``[B, T, width]``, and entries for the cache.
@@ -55,8 +55,8 @@ class Denoiser(nn.Module):
           noisy: ``[B, T, M, C]`` tokens.
           level: ``[B, T, M]`` their levels.
           step: ``[B, T]`` sizes of the steps that are asked for; 0 where the objective tells none.
-          segments: see `FrameTransformer`.
-          causal: likewise.
+          mask: see `FrameTransformer`.
+          time: likewise.
           cache: likewise.
         """
         linear: Any = lambda name, size: Linear(size, dtype=self.dtype, name=name)  # noqa: E731
@@ -70,7 +70,7 @@ class Denoiser(nn.Module):
         frame = _waves(self.objective.embedded(level[:, :, acts:].min(-1)))
         steering = jnp.concatenate([frame, _waves(_halvings(step)), acted], axis=-1)
         steering = MLP(self.width, 2, dtype=self.dtype, name="steering")(steering)[:, :, None]
-        out, entries = self.trunk(tokens, segments, steering, cache, causal)
+        out, entries = self.trunk(tokens, None, steering, cache, mask, time)
 
         channels = noisy.shape[-1]
         outputs = [linear(f"outputs_{k}", channels)(part) for k, part in enumerate(jnp.split(out, ends, axis=2))]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from jaxwm.models import register
 from jaxwm.models.base import masked_mean, temperature_of
@@ -92,6 +92,8 @@ class DiffusionModel:
       blocks: of the transformer.
       heads: of its attention.
       window: frames before its own that each block sees.
+      recent: of these, how many a frame is shown at once; see `FrameTransformer`.
+      factorised: attention within a frame, then along time, for frames of many tokens; else to all tokens at once.
       units: width of the heads.
       context_noise: share of noise in the frames that a dream is built on, which hides the small faults of frames that
         were made (section 3 of the paper on Dreamer 4); those of the training have at most as much.
@@ -114,6 +116,8 @@ class DiffusionModel:
     blocks: PositiveInt = 4
     heads: PositiveInt = 4
     window: PositiveInt = 15
+    recent: NonNegativeInt = 2
+    factorised: bool = True
     units: PositiveInt = 128
     context_noise: Share = 0.1
     clips: Share = 0.25
@@ -156,7 +160,8 @@ class DiffusionModel:
         """The transformer; what is no patch stands beside the picture."""
         return FrameTransformer(
             self.blocks, self.heads, self.window, self.frames.places,
-            factorised=True, conditioned=True, dtype=self.compute_dtype,
+            factorised=self.factorised, conditioned=True, recent=self.recent, base=100.0,
+            dtype=self.compute_dtype,
         )  # fmt: skip
 
     def init(self, key: Array, batch: Trajectory) -> Variables:
@@ -355,45 +360,55 @@ class DiffusionModel:
         self, variables: Variables, keys: Array, batch: Trajectory, segments: Array
     ) -> dict[str, Array]:
         """Errors of unknown frames and actions, and those of the heads in the known frames."""
-        level_keys, clip_keys, task_keys, context_keys, action_keys, noise_keys = split_rows(keys, 6)
+        level_keys, clip_keys, context_keys, noise_keys, *copy_keys = split_rows(keys, 8)
         images, acts = batch.observation[self.frames.image], self.frames.actions
         latents = self.coder.encode(variables["params"]["tokenizer"], images, segments).latents
         clean = jax.lax.stop_gradient(self.frames.join(batch.previous_actions(), latents, batch.observation))
         length = clean.shape[1]
-
-        level, step = self.objective.draw(level_keys, length)
+        clean, valid = (jnp.concatenate([x, x], axis=1) for x in (clean, batch.valid))
         clip = tasks.uniform(clip_keys, 1) < self.clips
+
+        level, step = self.objective.draw(level_keys, 2 * length)
         # The frames of a clip are made together, so they have one level.
-        level, step = (jnp.where(clip, x[:, :1], x) for x in (level, step))
-        frames = tasks.known_in_dreams(task_keys, length, self.objective.each_frame)
-        known = tasks.known_in_clips(task_keys, length, self.frames.count - acts)
-        known = jnp.where(clip[..., None], known, frames[..., None])
+        alike = lambda x: jnp.repeat(x[:, ::length], length, axis=1)  # noqa: E731
+        level, step = (jnp.where(clip, alike(x), x) for x in (level, step))
+        parts = [tasks.known_in_clips(key, length, self.frames.count - acts) for key in copy_keys[:2]]
+        context = jnp.arange(2 * length) < length
+        known = jnp.where(clip[..., None], jnp.concatenate(parts, axis=1), context[:, None])
         # What a frame of a dream is built on is a little noisy; what is known of a clip is not.
-        context = jnp.where(clip, 1.0, 1.0 - self.context_noise * tasks.uniform(context_keys, length))
-        levels = jnp.where(known, context[..., None], level[..., None])
+        quiet = jnp.where(clip, 1.0, 1.0 - self.context_noise * tasks.uniform(context_keys, 2 * length))
+        levels = jnp.where(known, quiet[..., None], level[..., None])
         whole = jnp.all(known, axis=-1)
         step = jnp.where(whole, self.objective.smallest, step)[..., None]
-        acted, uncertain = tasks.draw_actions(action_keys, batch, level, self.guess_action, self.drop_action)
+        drawn = [
+            tasks.draw_actions(key, batch, part, self.guess_action, self.drop_action)
+            for key, part in zip(copy_keys[2:], jnp.split(level, 2, axis=1), strict=True)
+        ]
+        acted, uncertain = (jnp.concatenate(parts, axis=1) for parts in zip(*drawn, strict=True))
         levels = jnp.concatenate([jnp.repeat(acted[..., None], acts, axis=-1), levels], axis=2)
 
-        network = self._network(variables, segments=segments, causal=~clip[:, 0])
-        noise = self._noise(noise_keys, length)
+        mask = jnp.where(
+            clip[..., None], tasks.see_clips(segments, self.window), tasks.see_dreams(segments, self.window)
+        )
+        network = self._network(variables, mask=mask, time=jnp.tile(jnp.arange(length), (len(mask), 2)))
+        noise = self._noise(noise_keys, 2 * length)
         errors, summary = self.objective.loss(network, clean, noise, levels, jnp.broadcast_to(step, levels.shape))
         losses = {
-            "frames": masked_mean(errors[..., acts:], ~known & batch.valid[..., None]),
+            "frames": masked_mean(errors[..., acts:], ~known & valid[..., None]),
             "actions": masked_mean(errors[..., :acts].mean(-1), uncertain),
         }
-        return losses | self._head_losses(variables, batch, clean, summary, whole & ~clip)
+        dreamt = ~clip & batch.valid
+        return losses | self._head_losses(variables, batch, clean[:, :length], summary[:, :length], dreamt)
 
     def _head_losses(
-        self, variables: Variables, batch: Trajectory, clean: Array, summary: Array, whole: Array
+        self, variables: Variables, batch: Trajectory, clean: Array, summary: Array, dreamt: Array
     ) -> dict[str, Array]:
-        """Of reward and continuation in frames that are known as in a dream ``[B, T]``."""
+        """Of reward and continuation in the frames ``[B, T]`` that are known as in a dream."""
         reward, going = _run(self._heads, variables["params"]["heads"], self._features(clean, summary))
         rewards, rewarded = batch.previous_rewards()
         return {
-            "reward": masked_mean(jnp.square(reward - rewards), rewarded & whole),
-            "continue": masked_mean(-going.log_prob(1.0 - batch.is_terminal), batch.valid & whole),
+            "reward": masked_mean(jnp.square(reward - rewards), rewarded & dreamt),
+            "continue": masked_mean(-going.log_prob(1.0 - batch.is_terminal), dreamt),
         }
 
     def _network(self, variables: Variables, **attention: Any) -> Any:
@@ -420,7 +435,7 @@ class DiffusionModel:
 
     def _whole_clips(self, variables: Variables, segments: Array) -> Any:
         """What a sampler asks for whole clips: their expected tokens ``[B, T, M, C]``, the future in view."""
-        network = self._network(variables, segments=segments, causal=jnp.zeros(len(segments), bool))
+        network = self._network(variables, mask=tasks.see_both_ways(segments, self.window))
 
         def expected(noisy: Array, level: Array, step: Array) -> Array:
             return self.objective.denoised(network(noisy, level, step)[0], noisy, level)

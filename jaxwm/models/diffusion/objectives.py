@@ -28,15 +28,8 @@ class Objective(Protocol):
     """What samplers and models know of an objective; levels ``[...]``, tokens ``[..., C]``.
 
     Attributes:
-      each_frame: whether frames have levels of their own in training, and so any of them may be known; otherwise those
-        before the first unknown one are.
       smallest: the smallest step that the network knows of; 0 where it is told none.
     """
-
-    @property
-    def each_frame(self) -> bool:
-        """See above."""
-        ...
 
     @property
     def smallest(self) -> float:
@@ -118,7 +111,6 @@ class Flow(_Straight):
       spread: of the logit.
     """
 
-    each_frame: ClassVar[bool] = False
     smallest: ClassVar[float] = 0.0
 
     name: Literal["flow"] = "flow"
@@ -150,8 +142,6 @@ class Forcing(Flow):
       spread: of the logit.
     """
 
-    each_frame: ClassVar[bool] = True
-
     name: Literal["forcing"] = "forcing"  # type: ignore[assignment]
 
     def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
@@ -176,7 +166,6 @@ class EDM:
       spread: of that logarithm.
     """
 
-    each_frame: ClassVar[bool] = False
     smallest: ClassVar[float] = 0.0
 
     name: Literal["edm"] = "edm"
@@ -238,17 +227,21 @@ class Shortcut(_Straight):
 
     Every frame has a level and a step size of its own, and the network is told both; it puts out the data. Most rows
     learn the smallest step from the data, the others a larger one from what two of half its size say (Frans et al.
-    2024, arXiv:2410.12557). Errors weigh ``0.9 t + 0.1``.
+    2024, arXiv:2410.12557). Levels are ``u ** power`` for u uniform in 0..1 (the papers: 1): near level 1 the noisy
+    frame itself shows what it is to be, and only near 0 must the past tell. An error at level t weighs
+    ``least + (1 - least) t`` (Hafner et al.: 0.1).
 
     Args:
       name: of the objective.
+      power: see above.
+      least: likewise.
       halvings: the smallest step is 2 to the minus this.
       bootstrapped: share of the rows that learn from two steps.
     """
 
-    each_frame: ClassVar[bool] = True
-
     name: Literal["shortcut"] = "shortcut"
+    power: PositiveFloat = 3.0
+    least: Annotated[float, Field(gt=0, le=1)] = 1.0
     halvings: Annotated[int, Field(ge=1, le=10)] = 6
     bootstrapped: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
@@ -267,7 +260,8 @@ class Shortcut(_Straight):
         halvings = jnp.floor(self.halvings * draw_rows(jax.random.uniform, size, frames))
         learns = jnp.arange(len(keys))[:, None] < self._learners(len(keys))
         step = jnp.where(learns, 0.5**halvings, self.smallest)
-        return jnp.floor(draw_rows(jax.random.uniform, place, frames) / step) * step, step
+        level = draw_rows(jax.random.uniform, place, frames) ** self.power
+        return jnp.floor(level / step) * step, step
 
     def loss(self, network: Network, clean: Array, noise: Array, level: Array, step: Array) -> tuple[Array, Any]:
         """Squared error of the data, or of where two half steps lead; the first rows are those that do the latter."""
@@ -278,7 +272,7 @@ class Shortcut(_Straight):
             first = self._two_halves(network, *jax.tree.map(lambda x: x[:count], (noisy, level, step)))
             wanted = jnp.concatenate([first, clean[count:]])
         error = jnp.mean(jnp.square(output - wanted), axis=-1)
-        return _unknown(level, (0.9 * level + 0.1) * error), also
+        return _unknown(level, (self.least + (1.0 - self.least) * level) * error), also
 
     def _learners(self, rows: int) -> int:
         return round(self.bootstrapped * rows)

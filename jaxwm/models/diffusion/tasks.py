@@ -1,8 +1,10 @@
 """What a diffusion model learns to do: which frames, places and actions of a window it is given.
 
-A row is either learned as a dream goes, causal in time and with whole frames that are known, or as a clip, whose
-frames see each other and of which any part may be known (the task mix of GAIA-2, Russell et al. 2025,
-arXiv:2503.20523).
+A window goes through the network twice, side by side, as ``[B, 2T]`` frames. In most rows the first copy is as good
+as known and the second all noise: each noisy frame sees the known ones before it and itself, which is what a step of a
+dream is, and every frame of a window is learned from (Hu et al. 2024, arXiv:2412.07720). In the other rows the copies
+are clips that do not know of each other, whose frames see those to come as well, and of which any part may be known
+(the task mix of GAIA-2, Russell et al. 2025, arXiv:2503.20523).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.models.diffusion.objectives import draw_rows, split_rows
+from jaxwm.nn.attention import window_mask
 from jaxwm.types import Array, Trajectory
 
 _SOME_FRAMES, _SOME_PLACES = 0.4, 0.4
@@ -22,12 +25,28 @@ def uniform(keys: Array, *shape: int) -> Array:
     return draw_rows(jax.random.uniform, keys, *shape)
 
 
-def known_in_dreams(keys: Array, length: int, each_frame: bool) -> Array:
-    """``[B, T]``: any of the frames, or the first ones; in each row another share, from none to (nearly) all."""
-    if each_frame:
-        share_keys, frame_keys = split_rows(keys, 2)
-        return uniform(frame_keys, length) < uniform(share_keys, 1)
-    return jnp.arange(length) < jnp.floor(length * uniform(keys, 1))
+def see_dreams(segments: Array, window: int) -> Array:
+    """``[B, 2T, 2T]``: known frames see those before them and themselves, noisy ones the known ones before them.
+
+    Args:
+      segments: ``[B, T]`` numbers of episodes, within which frames see each other.
+      window: how many frames back they see.
+    """
+    seen = window_mask(segments.shape[1], window, segments)
+    itself = jnp.broadcast_to(jnp.eye(segments.shape[1], dtype=bool), seen.shape)
+    return _quarters(seen, jnp.zeros_like(seen), seen & ~itself, itself)
+
+
+def see_clips(segments: Array, window: int) -> Array:
+    """``[B, 2T, 2T]``: frames see those of their own copy, as far ahead as back."""
+    near = see_both_ways(segments, window)
+    return _quarters(near, jnp.zeros_like(near), jnp.zeros_like(near), near)
+
+
+def see_both_ways(segments: Array, window: int) -> Array:
+    """``[B, T, T]``: frames see ``window`` frames before and after their own."""
+    before = window_mask(segments.shape[1], window, segments)
+    return before | before.swapaxes(1, 2)
 
 
 def known_in_clips(keys: Array, length: int, count: int) -> Array:
@@ -55,3 +74,7 @@ def draw_actions(keys: Array, batch: Trajectory, level: Array, guessed: float, h
     chance = uniform(keys, inside.shape[1])
     levels = jnp.where(chance < guessed, level, jnp.where(chance < guessed + hidden, 0.0, 1.0))
     return jnp.where(inside | before, levels, 0.0), inside & (chance < guessed)
+
+
+def _quarters(a: Array, b: Array, c: Array, d: Array) -> Array:
+    return jnp.concatenate([jnp.concatenate([a, b], axis=2), jnp.concatenate([c, d], axis=2)], axis=1)

@@ -70,6 +70,37 @@ def test_frame_by_frame_with_the_cache_is_the_same_as_all_at_once(variables, bat
     np.testing.assert_allclose(observed.features[..., -MODEL.width :], summary, atol=1e-5)
 
 
+def test_what_is_learned_is_what_a_step_of_a_dream_asks(variables, batch):
+    """The noisy copy of a window beside its known one, against the cache: the same frames in view, the same answer."""
+    learned = []
+
+    class Watched(Shortcut):
+        def loss(self, network, clean, noise, level, step):
+            learned.append((network, mix(self, clean, noise, level), level, step))
+            return super().loss(network, clean, noise, level, step)
+
+    objective = Watched(halvings=MODEL.objective.halvings)
+    model = dataclasses.replace(MODEL, clips=0.0, drop_action=0.0, guess_action=0.0, objective=objective)
+    begins = batch.is_first.at[1, 2].set(True)
+
+    @jax.jit
+    def answers(variables):
+        model.loss(variables, jax.random.split(jax.random.key(8), ROWS), batch.replace(is_first=begins), "dynamics")
+        network, noisy, level, step = learned[0]
+        state, asked = MODEL.init_state(ROWS), []
+        for t in range(LENGTH):
+            state = state.replace(cache=state.cache.forget(begins[:, t]))
+            ask = MODEL._next_frame(variables, state.cache)
+            asked.append(ask(*(x[:, LENGTH + t] for x in (noisy, level, step))))
+            state = MODEL._take_in(variables, noisy[:, t], state, noisy[:, t], level[:, t, 0] == 1.0)
+        return level[:, :LENGTH], network(noisy, level, step)[0][:, LENGTH:], jnp.stack(asked, axis=1)
+
+    level, expected, asked = answers(variables)
+    assert (level[..., MODEL.frames.actions :] == 1.0).all(), "the first copy is known"
+    assert float(jnp.abs(expected).max()) > 0.1
+    np.testing.assert_allclose(asked, expected, atol=1e-5)
+
+
 def test_what_is_known_comes_back_to_the_last_bit(make, batch):
     frames = jnp.zeros((ROWS, LENGTH)).at[:, [0, 3]].set(1.0)
     made = make(batch, image=frames, speed=frames, action=jnp.ones((ROWS, LENGTH)))

@@ -69,9 +69,10 @@ def test_frames_have_one_level_or_each_its_own(name):
     assert level.shape == step.shape == (400, 5)
     assert 0 <= level.min() < level.max() - 0.3
     assert level.max() < 1
-    assert (level == level[:, :1]).all() == (not objective.each_frame)
+    each_frame = isinstance(objective, Forcing | Shortcut)
+    assert (level == level[:, :1]).all() == (not each_frame)
     assert step.any() == (objective.smallest > 0)
-    if objective.each_frame:
+    if each_frame:
         assert abs(np.corrcoef(level[:, 0], level[:, 1])[0, 1]) < 0.2
 
 
@@ -91,8 +92,15 @@ def test_shortcut_draws_levels_on_the_grid_of_their_steps():
     assert (level + step <= 1).all()
 
 
+def test_shortcut_draws_more_levels_near_noise_the_higher_the_power():
+    keys = jax.random.split(jax.random.key(9), 400)
+    for power, median in ((1.0, 0.5), (3.0, 0.125)):
+        level, _ = Shortcut(halvings=8, bootstrapped=0.1, power=power).draw(keys, 10)
+        assert abs(float(jnp.median(level[40:])) - median) < 0.03
+
+
 def test_shortcut_learns_the_place_where_two_half_steps_lead():
-    objective = Shortcut(halvings=3, bootstrapped=0.5)
+    objective = Shortcut(halvings=3, bootstrapped=0.5, least=0.1)
     clean, noise = pieces(7, (2, 1, 1))
     level, step = jnp.full((2, 1), 0.25), jnp.array([[0.5], [0.125]])
     network = lambda x, level, step: (0.3 * x + level[..., None] + step[..., None], None)  # noqa: E731

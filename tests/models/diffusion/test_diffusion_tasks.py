@@ -11,17 +11,25 @@ from jaxwm.models.diffusion import tasks
 from jaxwm.testing import moving_clips
 
 KEYS = jax.random.split(jax.random.key(0), 600)
+SEGMENTS = jnp.array([[1, 1, 1, 2], [1, 1, 1, 1]])
 SPEC = jaxwm.Spec((jaxwm.Field("image", (8, 8, 3), "uint8"),), jaxwm.ActionSpec(2))
 
 
-def test_a_dream_is_given_the_first_frames_or_a_share_of_them():
-    first = np.asarray(tasks.known_in_dreams(KEYS, 4, each_frame=False))
-    assert (first[:, :-1] >= first[:, 1:]).all(), "what is known comes before what is not"
-    assert set(first.sum(1)) == {0, 1, 2, 3}
-    each = np.asarray(tasks.known_in_dreams(KEYS, 4, each_frame=True))
-    assert (~each[:, 0] & each[:, 3]).any()
-    counts = np.bincount(each.sum(1), minlength=5) / len(each)
-    assert np.abs(counts - 1 / 5).max() < 0.06, "all shares are as frequent"
+def test_a_noisy_frame_of_a_dream_sees_itself_and_what_is_known_before_it():
+    known, noisy = np.split(np.asarray(tasks.see_dreams(SEGMENTS, window=2)), 2, axis=1)
+    for seen, itself in ((known, [0] * 4), (noisy, [4] * 4)):
+        expected = [[itself[0] + 0], [0, itself[1] + 1], [0, 1, itself[2] + 2], [itself[3] + 3]]
+        assert [list(np.flatnonzero(row)) for row in seen[0]] == expected
+    assert list(np.flatnonzero(noisy[1, 3])) == [1, 2, 7], "no more than its window"
+
+
+def test_the_copies_of_a_clip_see_themselves_both_ways_and_not_each_other():
+    seen = np.asarray(tasks.see_clips(SEGMENTS, window=2))
+    assert [list(np.flatnonzero(row)) for row in seen[0, :4]] == [[0, 1, 2]] * 3 + [[3]]
+    assert list(np.flatnonzero(seen[1, 0])) == [0, 1, 2]
+    np.testing.assert_array_equal(seen[:, 4:, 4:], seen[:, :4, :4])
+    assert not seen[:, 4:, :4].any()
+    assert not seen[:, :4, 4:].any()
 
 
 def test_a_clip_is_given_frames_or_places_or_nothing():

@@ -1,0 +1,117 @@
+"""Time of a frame of the diffusion simulator, with its cache and without; writes `diffusion.json` beside itself.
+
+    python experiments/speed/diffusion.py [--rounds 7]
+
+A denoiser of 4.4M parameters makes frames of 64x64, 64 patches each, in view of the 15 before. With the cache a frame
+costs the steps of the sampler and one pass that takes it in; without, every step goes through all 16 frames again.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+import jax
+import jax.numpy as jnp
+
+import jaxwm
+from experiments.record import head, write
+from jaxwm.bench import matrix_peak, product_flops
+from jaxwm.models.diffusion import DiffusionModel, sample
+from jaxwm.models.tokenizer import Tokenizer
+
+HERE = pathlib.Path(__file__).parent
+SPEC = jaxwm.Spec((jaxwm.Field("image", (64, 64, 3), "uint8"),), jaxwm.ActionSpec(4))
+MODEL = DiffusionModel(SPEC, Tokenizer(kind="kl", patch=8, channels=16), width=208, blocks=4, heads=4, window=15)
+FRAMES = 16
+"""In a dream that is timed; times are those of one."""
+DIAMOND = 0.121 * 143.0
+"""Seconds a frame of one row (3 steps of Euler, 4.4M parameters, compiled) times GFLOP/s of a product, at least."""
+TARGET = 4.0
+
+
+def dreams(model, variables, rows, position):
+    """A call that dreams `FRAMES` frames from frame ``position`` on, with pictures, and its products in GFLOP."""
+    state = model.init_state(rows)
+    cache = state.cache.replace(
+        position=jnp.full(rows, position), count=jnp.full(rows, min(position, model.window), jnp.int32)
+    )
+    state = state.replace(known=jnp.ones(rows, bool), cache=cache)
+    actions = jax.nn.one_hot(jnp.zeros((rows, FRAMES), jnp.int32), 4)
+
+    def run(variables, state, actions):
+        return jaxwm.imagine(model, variables, jax.random.key(0), state, actions, decode=True).prediction.observation
+
+    return jax.jit(run), (variables, state, actions)
+
+
+def without_cache(model, variables, rows):
+    """A call that makes one frame from the 15 before it, going through all of them at each step."""
+    length, frames = model.window + 1, model.frames
+    tokens = jax.random.normal(jax.random.key(0), (rows, length, frames.count, frames.channels))
+    last = jnp.arange(length)[:, None] == model.window
+    level = jnp.broadcast_to(jnp.where(last & ~frames.is_action, 0.0, 1.0), tokens.shape[:-1])
+
+    def run(variables, tokens):
+        network = model._network(variables)
+
+        def expected(noisy, level, step):
+            return model.objective.denoised(network(noisy, level, step)[0], noisy, level)
+
+        made = sample(model.objective, expected, tokens, level, model.steps)
+        params = variables["params"]["tokenizer"]
+        return model.coder.decode(params, frames.latents(made[:, -1:]))
+
+    return jax.jit(run), (variables, tokens)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    variables = jax.jit(MODEL.init)(jax.random.key(0), jaxwm.example_batch(SPEC, 1, 2))
+    cases = {}
+    for rows, steps in ((1, 3), (1, 4), (8, 3)):
+        model = DiffusionModel(**{**vars(MODEL), "steps": steps})
+        cases[f"cache, {steps} steps, {rows} rows"] = (*dreams(model, variables, rows, 10), FRAMES, rows)
+    model = DiffusionModel(**{**vars(MODEL), "steps": 4})
+    cases["frame 1000, 4 steps, 1 rows"] = (
+        cases["cache, 4 steps, 1 rows"][0],
+        dreams(model, variables, 1, 1000)[1],
+        FRAMES,
+        1,
+    )
+    cases["no cache, 4 steps, 1 rows"] = (*without_cache(model, variables, 1), 1, 1)
+    times, peaks = {name: [] for name in cases}, []
+    for turn in range(rounds + 1):
+        peaks.append(matrix_peak(0.5))
+        for name, (call, inputs, frames, _) in cases.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(call(*inputs))
+            if turn:
+                times[name].append((time.perf_counter() - begin) / frames)
+    peak = statistics.median(peaks)
+    record = head("python experiments/speed/diffusion.py", rounds=rounds, gemm_gflops=round(peak, 1))
+    record["parameters"] = sum(x.size for x in jax.tree.leaves(variables["params"]["denoiser"]))
+    for name, (call, inputs, frames, rows) in cases.items():
+        seconds = statistics.median(times[name])
+        flops = product_flops(call.trace(*inputs).jaxpr) / 1e9 / frames
+        record[name] = {"seconds_a_frame": round(seconds, 5), "frames_a_second": round(rows / seconds, 1)}
+        record[name] |= {"range": [round(t, 5) for t in (min(times[name]), max(times[name]))]}
+        record[name]["share_of_peak"] = round(flops / seconds / peak, 3)
+        record[name]["compilations"] = call._cache_size()
+    for steps in (3, 4):
+        case = record[f"cache, {steps} steps, 1 rows"]
+        case["faster_than_diamond"] = round(DIAMOND / (case["seconds_a_frame"] * peak), 2)
+    record["target"] = {"ratio": TARGET}
+    write(HERE / "diffusion.json", record)
+    print(record)
+
+
+if __name__ == "__main__":
+    main()
