@@ -393,8 +393,12 @@ class DiffusionModel:
         network = self._network(variables, mask=mask, time=jnp.tile(jnp.arange(length), (len(mask), 2)))
         noise = self._noise(noise_keys, 2 * length)
         errors, summary = self.objective.loss(network, clean, noise, levels, jnp.broadcast_to(step, levels.shape))
+        # Where nothing comes before, the errors of very noisy frames are chance: in full (that is, without the weight
+        # 0.9 t + 0.1 of Dreamer 4) they drown how exactly something moves, which those of dreams are about.
+        first = jnp.tile(~batch.has_previous(), 2)
+        weight = jnp.where(clip | first, 0.1 + 0.9 * level, 1.0)[..., None]
         losses = {
-            "frames": masked_mean(errors[..., acts:], ~known & valid[..., None]),
+            "frames": masked_mean(weight * errors[..., acts:], ~known & valid[..., None]),
             "actions": masked_mean(errors[..., :acts].mean(-1), uncertain),
         }
         dreamt = ~clip & batch.valid

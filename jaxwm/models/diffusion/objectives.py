@@ -228,20 +228,17 @@ class Shortcut(_Straight):
     Every frame has a level and a step size of its own, and the network is told both; it puts out the data. Most rows
     learn the smallest step from the data, the others a larger one from what two of half its size say (Frans et al.
     2024, arXiv:2410.12557). Levels are ``u ** power`` for u uniform in 0..1 (the papers: 1): near level 1 the noisy
-    frame itself shows what it is to be, and only near 0 must the past tell. An error at level t weighs
-    ``least + (1 - least) t`` (Hafner et al.: 0.1).
+    frame itself shows what it is to be, and only near 0 must the past tell.
 
     Args:
       name: of the objective.
       power: see above.
-      least: likewise.
       halvings: the smallest step is 2 to the minus this.
       bootstrapped: share of the rows that learn from two steps.
     """
 
     name: Literal["shortcut"] = "shortcut"
     power: PositiveFloat = 3.0
-    least: Annotated[float, Field(gt=0, le=1)] = 1.0
     halvings: Annotated[int, Field(ge=1, le=10)] = 6
     bootstrapped: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
@@ -272,7 +269,7 @@ class Shortcut(_Straight):
             first = self._two_halves(network, *jax.tree.map(lambda x: x[:count], (noisy, level, step)))
             wanted = jnp.concatenate([first, clean[count:]])
         error = jnp.mean(jnp.square(output - wanted), axis=-1)
-        return _unknown(level, (self.least + (1.0 - self.least) * level) * error), also
+        return _unknown(level, error), also
 
     def _learners(self, rows: int) -> int:
         return round(self.bootstrapped * rows)

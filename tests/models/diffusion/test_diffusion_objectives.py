@@ -100,7 +100,7 @@ def test_shortcut_draws_more_levels_near_noise_the_higher_the_power():
 
 
 def test_shortcut_learns_the_place_where_two_half_steps_lead():
-    objective = Shortcut(halvings=3, bootstrapped=0.5, least=0.1)
+    objective = Shortcut(halvings=3, bootstrapped=0.5)
     clean, noise = pieces(7, (2, 1, 1))
     level, step = jnp.full((2, 1), 0.25), jnp.array([[0.5], [0.125]])
     network = lambda x, level, step: (0.3 * x + level[..., None] + step[..., None], None)  # noqa: E731
@@ -110,11 +110,11 @@ def test_shortcut_learns_the_place_where_two_half_steps_lead():
     half = z + 0.25 * b1
     b2 = (0.3 * half + 0.5 + 0.25 - half) / 0.5
     said = 0.3 * z + 0.25 + 0.5
-    # (1 - t)^2 times the squared error of the velocity (equation 7 of the paper), with the weight 0.9 t + 0.1.
-    expected = 0.325 * 0.75**2 * ((said - z) / 0.75 - (b1 + b2) / 2) ** 2
+    # (1 - t)^2 times the squared error of the velocity (equation 7 of the paper).
+    expected = 0.75**2 * ((said - z) / 0.75 - (b1 + b2) / 2) ** 2
     np.testing.assert_allclose(error[0, 0], expected, rtol=1e-4)
     other = 0.25 * float(clean[1, 0, 0]) + 0.75 * float(noise[1, 0, 0])
-    np.testing.assert_allclose(error[1, 0], 0.325 * (0.3 * other + 0.375 - float(clean[1, 0, 0])) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(error[1, 0], (0.3 * other + 0.375 - float(clean[1, 0, 0])) ** 2, rtol=1e-4)
 
 
 def test_shortcut_sends_no_gradient_through_the_half_steps():
