@@ -123,7 +123,7 @@ class Cache(struct.PyTreeNode):
         return Cache(
             keys=tuple(write(ring, keys) for ring, keys in zip(self.keys, entries.keys, strict=True)),
             values=tuple(write(ring, values) for ring, values in zip(self.values, entries.values, strict=True)),
-            recent=jnp.concatenate([self.recent, tokens], axis=1)[:, 1:] if self.recent.shape[1] else self.recent,
+            recent=jnp.concatenate([self.recent, tokens], axis=1)[:, 1:],
             # Turns over where neither the slot nor the angle notices.
             position=(self.position + 1) % (PERIOD * self.window),
             count=jnp.minimum(self.count + 1, self.window),

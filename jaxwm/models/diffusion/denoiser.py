@@ -70,7 +70,7 @@ class Denoiser(nn.Module):
         frame = _waves(self.objective.embedded(level[:, :, acts:].min(-1)))
         steering = jnp.concatenate([frame, _waves(_halvings(step)), acted], axis=-1)
         steering = MLP(self.width, 2, dtype=self.dtype, name="steering")(steering)[:, :, None]
-        out, entries = self.trunk(tokens, None, steering, cache, mask, time)
+        out, entries = self.trunk(tokens, condition=steering, cache=cache, mask=mask, time=time)
 
         channels = noisy.shape[-1]
         outputs = [linear(f"outputs_{k}", channels)(part) for k, part in enumerate(jnp.split(out, ends, axis=2))]

@@ -34,13 +34,13 @@ def see_dreams(segments: Array, window: int) -> Array:
     """
     seen = window_mask(segments.shape[1], window, segments)
     itself = jnp.broadcast_to(jnp.eye(segments.shape[1], dtype=bool), seen.shape)
-    return _quarters(seen, jnp.zeros_like(seen), seen & ~itself, itself)
+    return jnp.block([[seen, jnp.zeros_like(seen)], [seen & ~itself, itself]])
 
 
 def see_clips(segments: Array, window: int) -> Array:
     """``[B, 2T, 2T]``: frames see those of their own copy, as far ahead as back."""
     near = see_both_ways(segments, window)
-    return _quarters(near, jnp.zeros_like(near), jnp.zeros_like(near), near)
+    return jnp.block([[near, jnp.zeros_like(near)], [jnp.zeros_like(near), near]])
 
 
 def see_both_ways(segments: Array, window: int) -> Array:
@@ -74,7 +74,3 @@ def draw_actions(keys: Array, batch: Trajectory, level: Array, guessed: float, h
     chance = uniform(keys, inside.shape[1])
     levels = jnp.where(chance < guessed, level, jnp.where(chance < guessed + hidden, 0.0, 1.0))
     return jnp.where(inside | before, levels, 0.0), inside & (chance < guessed)
-
-
-def _quarters(a: Array, b: Array, c: Array, d: Array) -> Array:
-    return jnp.concatenate([jnp.concatenate([a, b], axis=2), jnp.concatenate([c, d], axis=2)], axis=1)
