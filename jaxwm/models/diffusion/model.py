@@ -393,13 +393,16 @@ class DiffusionModel:
         network = self._network(variables, mask=mask, time=jnp.tile(jnp.arange(length), (len(mask), 2)))
         noise = self._noise(noise_keys, 2 * length)
         errors, summary = self.objective.loss(network, clean, noise, levels, jnp.broadcast_to(step, levels.shape))
-        # Where nothing comes before, the errors of very noisy frames are chance: in full (that is, without the weight
-        # 0.9 t + 0.1 of Dreamer 4) they drown how exactly something moves, which those of dreams are about.
-        first = jnp.tile(~batch.has_previous(), 2)
-        weight = jnp.where(clip | first, 0.1 + 0.9 * level, 1.0)[..., None]
+        # Where less than two frames come before, nothing says what moves and whither. There the errors of very noisy
+        # frames are chance: in full (that is, without the weight 0.9 t + 0.1 of Dreamer 4) they drown how exactly
+        # something moves, which those of dreams are about.
+        follows = batch.has_previous()
+        moving = jnp.tile(follows & jnp.pad(follows[:, :-1], ((0, 0), (1, 0))), 2)
+        weight = jnp.where(clip | ~moving, 0.1 + 0.9 * level, 1.0)[..., None]
         losses = {
             "frames": masked_mean(weight * errors[..., acts:], ~known & valid[..., None]),
-            "actions": masked_mean(errors[..., :acts].mean(-1), uncertain),
+            # Of the numbers in its tokens only as many as the action has say something.
+            "actions": masked_mean(errors[..., :acts].sum(-1), uncertain) * self.coder.channels / self.spec.action.dim,
         }
         dreamt = ~clip & batch.valid
         return losses | self._head_losses(variables, batch, clean[:, :length], summary[:, :length], dreamt)
@@ -459,8 +462,12 @@ class DiffusionModel:
         return guided
 
     def _told(self, step: Array) -> Array:
-        """The step ``[...]`` that a network is told for a frame whose tokens take steps ``[..., M]``."""
-        return jnp.max(step, axis=-1) if self.objective.smallest else jnp.zeros(step.shape[:-1])
+        """The step ``[...]`` that a network is told for a frame whose tokens take steps ``[..., M]``.
+
+        None is smaller than those it learned.
+        """
+        smallest = self.objective.smallest
+        return jnp.maximum(jnp.max(step, axis=-1), smallest) if smallest else jnp.zeros(step.shape[:-1])
 
     def _take_in(
         self, variables: Variables, noise: Array, state: DiffusionState, tokens: Array, acted: Array

@@ -227,19 +227,21 @@ class Shortcut(_Straight):
 
     Every frame has a level and a step size of its own, and the network is told both; it puts out the data. Most rows
     learn the smallest step from the data, the others a larger one from what two of half its size say (Frans et al.
-    2024, arXiv:2410.12557). Levels are ``u ** power`` for u uniform in 0..1 (the papers: 1): near level 1 the noisy
-    frame itself shows what it is to be, and only near 0 must the past tell.
+    2024, arXiv:2410.12557). Levels of the former are ``u ** power`` for u uniform in 0..1 (the papers: 1): near level
+    1 the noisy frame itself shows what it is to be, and only near 0 must the past tell. Large steps stand on all of
+    their levels alike, as they do in a sampler.
 
     Args:
       name: of the objective.
       power: see above.
-      halvings: the smallest step is 2 to the minus this.
+      halvings: the smallest step is 2 to the minus this; the papers halve further, and the largest steps, which learn
+        from the smaller ones, come last.
       bootstrapped: share of the rows that learn from two steps.
     """
 
     name: Literal["shortcut"] = "shortcut"
     power: PositiveFloat = 3.0
-    halvings: Annotated[int, Field(ge=1, le=10)] = 6
+    halvings: Annotated[int, Field(ge=1, le=10)] = 4
     bootstrapped: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
     def denoised(self, output: Array, noisy: Array, level: Array) -> Array:
@@ -257,7 +259,7 @@ class Shortcut(_Straight):
         halvings = jnp.floor(self.halvings * draw_rows(jax.random.uniform, size, frames))
         learns = jnp.arange(len(keys))[:, None] < self._learners(len(keys))
         step = jnp.where(learns, 0.5**halvings, self.smallest)
-        level = draw_rows(jax.random.uniform, place, frames) ** self.power
+        level = draw_rows(jax.random.uniform, place, frames) ** jnp.where(learns, 1.0, self.power)
         return jnp.floor(level / step) * step, step
 
     def loss(self, network: Network, clean: Array, noise: Array, level: Array, step: Array) -> tuple[Array, Any]:
