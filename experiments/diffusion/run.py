@@ -38,7 +38,7 @@ from jaxwm.worlds import Bounce
 HERE = pathlib.Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
 FORCE = ["data.generate.world.force=2.0", "data.generate.train=4000"]
-DIFFUSION = [*FORCE, "stages.dynamics.steps=24000", "training.evaluate_every=4000", "training.video_every=0"]
+DIFFUSION = [*FORCE, "stages.dynamics.steps=22000", "training.evaluate_every=4000", "training.video_every=0"]
 FORCING = "model.objective={name: forcing, mean: -1.5, spread: 1.5}"
 RSSM = [
     *FORCE, "data.length=32", "stages.train.steps=27000", "model.embed=128", "model.depth=16",
@@ -53,7 +53,7 @@ RUNS = {
         "data_fork",
         [
             "data.generate.world.name=fork", "data.generate.world.force=0.0", "data.generate.length=12",
-            "data.generate.train=4000", "data.length=12", "stages.dynamics.steps=8000", "training.video_every=0",
+            "data.generate.train=4000", "data.length=12", "stages.dynamics.steps=6000", "training.video_every=0",
             "evaluation.context=4", "evaluation.horizon=6",
         ],
     ),
@@ -247,7 +247,7 @@ def labels(runs):
     table = {}
     for share in (100, 10, 1):
         path = runs.folder / f"data_{share}"
-        steps = ["stages.dynamics.steps=8000", f"data.path={path}"]
+        steps = ["stages.dynamics.steps=6000", f"data.path={path}"]
         if not path.exists():
             write_labelled(path, jaxwm.load_config(CONFIGS / RUNS["shortcut"][0], FORCE), share)
         table[f"{share}% known"] = gap(runs("shortcut", *steps, title=f"labels_{share}"), temperature=0.0)

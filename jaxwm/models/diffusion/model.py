@@ -380,9 +380,11 @@ class DiffusionModel:
         levels = jnp.where(known, quiet[..., None], level[..., None])
         whole = jnp.all(known, axis=-1)
         step = jnp.where(whole, self.objective.smallest, step)[..., None]
+        # Of clips whose frames are all known there is nothing else to learn than the actions.
+        guessed = [jnp.where(clip & part.all((1, 2))[:, None], 1.0, self.guess_action) for part in parts]
         drawn = [
-            tasks.draw_actions(key, batch, part, self.guess_action, self.drop_action)
-            for key, part in zip(copy_keys[2:], jnp.split(level, 2, axis=1), strict=True)
+            tasks.draw_actions(key, batch, part, share, self.drop_action)
+            for key, part, share in zip(copy_keys[2:], jnp.split(level, 2, axis=1), guessed, strict=True)
         ]
         acted, uncertain = (jnp.concatenate(parts, axis=1) for parts in zip(*drawn, strict=True))
         levels = jnp.concatenate([jnp.repeat(acted[..., None], acts, axis=-1), levels], axis=2)
@@ -401,8 +403,9 @@ class DiffusionModel:
         weight = jnp.where(clip | ~moving, 0.1 + 0.9 * level, 1.0)[..., None]
         losses = {
             "frames": masked_mean(weight * errors[..., acts:], ~known & valid[..., None]),
-            # Of the numbers in its tokens only as many as the action has say something.
-            "actions": masked_mean(errors[..., :acts].sum(-1), uncertain) * self.coder.channels / self.spec.action.dim,
+            # A share of the frames, and of the numbers in their tokens only as many as an action has say something.
+            "actions": masked_mean(jnp.where(uncertain, errors[..., :acts].sum(-1), 0.0), valid)
+            * (self.coder.channels / self.spec.action.dim),
         }
         dreamt = ~clip & batch.valid
         return losses | self._head_losses(variables, batch, clean[:, :length], summary[:, :length], dreamt)

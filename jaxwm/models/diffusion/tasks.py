@@ -16,8 +16,8 @@ from jaxwm.models.diffusion.objectives import draw_rows, split_rows
 from jaxwm.nn.attention import window_mask
 from jaxwm.types import Array, Trajectory
 
-_SOME_FRAMES, _SOME_PLACES = 0.4, 0.4
-"""Shares of the clips of which some frames, or some places in all frames, are known; of the others nothing is."""
+_SOME_FRAMES, _SOME_PLACES, _ALL = 0.25, 0.25, 0.3
+"""Shares of the clips of which some frames, some places in all frames, or all is known; of the others nothing is."""
 
 
 def uniform(keys: Array, *shape: int) -> Array:
@@ -50,22 +50,22 @@ def see_both_ways(segments: Array, window: int) -> Array:
 
 
 def known_in_clips(keys: Array, length: int, count: int) -> Array:
-    """``[B, T, count]``: tokens of some frames, of some places, or none; each time another share of them."""
+    """``[B, T, count]``: tokens of some frames or some places, each time another share of them, or all, or none."""
     kind_keys, share_keys, frame_keys, place_keys = split_rows(keys, 4)
     kind, share = uniform(kind_keys, 1, 1), uniform(share_keys, 1, 1)
     frames = (uniform(frame_keys, length, 1) < share) & (kind < _SOME_FRAMES)
     places = (uniform(place_keys, 1, count) < share) & (kind > 1 - _SOME_PLACES)
-    return frames | places
+    return frames | places | ((kind > _SOME_FRAMES) & (kind < _SOME_FRAMES + _ALL))
 
 
-def draw_actions(keys: Array, batch: Trajectory, level: Array, guessed: float, hidden: float) -> tuple[Array, Array]:
+def draw_actions(keys: Array, batch: Trajectory, level: Array, guessed: Array, hidden: float) -> tuple[Array, Array]:
     """Levels ``[B, T]`` of the actions that led to frames, and which of them are to be guessed.
 
     Args:
       keys: ``[B]``.
       batch: the windows.
       level: ``[B, T]`` of the frames: an action that is guessed is as noisy as an unknown frame would be.
-      guessed: share of the actions that are guessed.
+      guessed: ``[B, 1]`` share of the actions that are guessed.
       hidden: share of those that nothing is said about, as of those that nobody knows.
     """
     inside = batch.has_previous() & jnp.pad(batch.action_valid[:, :-1], ((0, 0), (1, 0)))

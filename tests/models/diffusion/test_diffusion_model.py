@@ -101,6 +101,22 @@ def test_what_is_learned_is_what_a_step_of_a_dream_asks(variables, batch):
     np.testing.assert_allclose(asked, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("clips", "expected"), [(0.0, (0.1 + 0.1 + 3.0) / LENGTH), (0.999, 0.1)])
+def test_errors_count_in_full_where_two_frames_come_before(variables, batch, clips, expected):
+    """All of them are 1 here, of noise alone: what is left are the weights, 0.1 for the first two frames and clips."""
+
+    class Even(Shortcut):
+        def draw(self, keys, frames):
+            return jnp.zeros((len(keys), frames)), jnp.full((len(keys), frames), self.smallest)
+
+        def loss(self, network, clean, noise, level, step):
+            return jnp.where(level < 1.0, 1.0, 0.0), network(noise, level, step)[1]
+
+    model = dataclasses.replace(MODEL, clips=clips, objective=Even(halvings=MODEL.objective.halvings))
+    loss = jax.jit(lambda keys: model.loss(variables, keys, batch, "dynamics")[1].metrics["loss/frames"])
+    np.testing.assert_allclose(loss(jax.random.split(jax.random.key(9), ROWS)), expected, rtol=1e-5)
+
+
 def test_what_is_known_comes_back_to_the_last_bit(make, batch):
     frames = jnp.zeros((ROWS, LENGTH)).at[:, [0, 3]].set(1.0)
     made = make(batch, image=frames, speed=frames, action=jnp.ones((ROWS, LENGTH)))

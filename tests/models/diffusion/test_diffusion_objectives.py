@@ -99,6 +99,12 @@ def test_shortcut_draws_more_levels_near_noise_the_higher_the_power():
         assert abs(float(jnp.median(level[40:])) - median) < 0.03
 
 
+def test_shortcut_stands_on_all_levels_of_a_large_step_alike():
+    level, step = Shortcut(halvings=3, bootstrapped=0.5).draw(jax.random.split(jax.random.key(5), 800), 10)
+    shares = [float(jnp.mean(level[:400][step[:400] == 0.25] == 0.25 * k)) for k in range(4)]
+    np.testing.assert_allclose(shares, 0.25, atol=0.05)
+
+
 def test_shortcut_learns_the_place_where_two_half_steps_lead():
     objective = Shortcut(halvings=3, bootstrapped=0.5)
     clean, noise = pieces(7, (2, 1, 1))
