@@ -360,55 +360,29 @@ class DiffusionModel:
         self, variables: Variables, keys: Array, batch: Trajectory, segments: Array
     ) -> dict[str, Array]:
         """Errors of unknown frames and actions, and those of the heads in the known frames."""
-        level_keys, clip_keys, context_keys, noise_keys, *copy_keys = split_rows(keys, 8)
+        task_keys, noise_keys = split_rows(keys, 2)
         images, acts = batch.observation[self.frames.image], self.frames.actions
         latents = self.coder.encode(variables["params"]["tokenizer"], images, segments).latents
         clean = jax.lax.stop_gradient(self.frames.join(batch.previous_actions(), latents, batch.observation))
-        length = clean.shape[1]
-        clean, valid = (jnp.concatenate([x, x], axis=1) for x in (clean, batch.valid))
-        clip = tasks.uniform(clip_keys, 1) < self.clips
-
-        level, step = self.objective.draw(level_keys, 2 * length)
-        # The frames of a clip are made together, so they have one level.
-        alike = lambda x: jnp.repeat(x[:, ::length], length, axis=1)  # noqa: E731
-        level, step = (jnp.where(clip, alike(x), x) for x in (level, step))
-        parts = [tasks.known_in_clips(key, length, self.frames.count - acts) for key in copy_keys[:2]]
-        context = jnp.arange(2 * length) < length
-        known = jnp.where(clip[..., None], jnp.concatenate(parts, axis=1), context[:, None])
-        # What a frame of a dream is built on is a little noisy; what is known of a clip is not.
-        quiet = jnp.where(clip, 1.0, 1.0 - self.context_noise * tasks.uniform(context_keys, 2 * length))
-        levels = jnp.where(known, quiet[..., None], level[..., None])
-        whole = jnp.all(known, axis=-1)
-        step = jnp.where(whole, self.objective.smallest, step)[..., None]
-        # Of clips whose frames are all known there is nothing else to learn than the actions.
-        guessed = [jnp.where(clip & part.all((1, 2))[:, None], 1.0, self.guess_action) for part in parts]
-        drawn = [
-            tasks.draw_actions(key, batch, part, share, self.drop_action)
-            for key, part, share in zip(copy_keys[2:], jnp.split(level, 2, axis=1), guessed, strict=True)
-        ]
-        acted, uncertain = (jnp.concatenate(parts, axis=1) for parts in zip(*drawn, strict=True))
-        levels = jnp.concatenate([jnp.repeat(acted[..., None], acts, axis=-1), levels], axis=2)
-
-        mask = jnp.where(
-            clip[..., None], tasks.see_clips(segments, self.window), tasks.see_dreams(segments, self.window)
-        )
-        network = self._network(variables, mask=mask, time=jnp.tile(jnp.arange(length), (len(mask), 2)))
-        noise = self._noise(noise_keys, 2 * length)
-        errors, summary = self.objective.loss(network, clean, noise, levels, jnp.broadcast_to(step, levels.shape))
-        # Where less than two frames come before, nothing says what moves and whither. There the errors of very noisy
-        # frames are chance: in full (that is, without the weight 0.9 t + 0.1 of Dreamer 4) they drown how exactly
-        # something moves, which those of dreams are about.
-        follows = batch.has_previous()
-        moving = jnp.tile(follows & jnp.pad(follows[:, :-1], ((0, 0), (1, 0))), 2)
-        weight = jnp.where(clip | ~moving, 0.1 + 0.9 * level, 1.0)[..., None]
+        rows, length = clean.shape[:2]
+        task = tasks.draw(
+            task_keys, batch, segments, self.objective, self.frames,
+            window=self.window, clips=self.clips, context_noise=self.context_noise,
+            guess_action=self.guess_action, drop_action=self.drop_action,
+        )  # fmt: skip
+        network = self._network(variables, mask=task.mask, time=jnp.tile(jnp.arange(length), (rows, 2)))
+        noise, twice = self._noise(noise_keys, 2 * length), jnp.concatenate([clean, clean], axis=1)
+        errors, summary = self.objective.loss(network, twice, noise, task.level, task.step)
+        valid = jnp.tile(batch.valid, 2)
+        frame_errors, action_errors = task.weight[..., None] * errors[..., acts:], errors[..., :acts].sum(-1)
+        # Of the numbers in its tokens only as many as an action has say something.
+        action_errors *= self.coder.channels / self.spec.action.dim
         losses = {
-            "frames": masked_mean(weight * errors[..., acts:], ~known & valid[..., None]),
-            # A share of the frames, and of the numbers in their tokens only as many as an action has say something.
-            "actions": masked_mean(jnp.where(uncertain, errors[..., :acts].sum(-1), 0.0), valid)
-            * (self.coder.channels / self.spec.action.dim),
+            "frames": masked_mean(frame_errors, task.unknown & valid[..., None]),
+            "actions": masked_mean(jnp.where(task.guessed, action_errors, 0.0), valid),
         }
-        dreamt = ~clip & batch.valid
-        return losses | self._head_losses(variables, batch, clean[:, :length], summary[:, :length], dreamt)
+        dreamt = task.dreamt[:, None] & batch.valid
+        return losses | self._head_losses(variables, batch, clean, summary[:, :length], dreamt)
 
     def _head_losses(
         self, variables: Variables, batch: Trajectory, clean: Array, summary: Array, dreamt: Array

@@ -9,15 +9,94 @@ are clips that do not know of each other, whose frames see those to come as well
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from jaxwm.models.diffusion.objectives import draw_rows, split_rows
+from jaxwm.models.diffusion.frames import FrameTokens
+from jaxwm.models.diffusion.objectives import Objective, draw_rows, split_rows
 from jaxwm.nn.attention import window_mask
 from jaxwm.types import Array, Trajectory
 
 _SOME_FRAMES, _SOME_PLACES, _ALL = 0.25, 0.25, 0.3
 """Shares of the clips of which some frames, some places in all frames, or all is known; of the others nothing is."""
+
+
+class Task(NamedTuple):
+    """What is to be learned from windows, both copies side by side.
+
+    Attributes:
+      level: ``[B, 2T, M]`` of all tokens.
+      step: ``[B, 2T, M]`` sizes of the steps that are asked for.
+      mask: ``[B, 2T, 2T]``, which frames see which.
+      unknown: ``[B, 2T, N]``, which tokens of pictures and vectors are to be made.
+      guessed: ``[B, 2T]``, which actions are.
+      weight: ``[B, 2T]`` of the errors of frames.
+      dreamt: ``[B]``, which rows are dreams and not clips.
+    """
+
+    level: Array
+    step: Array
+    mask: Array
+    unknown: Array
+    guessed: Array
+    weight: Array
+    dreamt: Array
+
+
+def draw(
+    keys: Array,
+    batch: Trajectory,
+    segments: Array,
+    objective: Objective,
+    frames: FrameTokens,
+    *,
+    window: int,
+    clips: float,
+    context_noise: float,
+    guess_action: float,
+    drop_action: float,
+) -> Task:
+    """A task for each of the windows ``[B, T, ...]``; for the shares see `jaxwm.models.diffusion.DiffusionModel`."""
+    level_keys, clip_keys, context_keys, *copy_keys = split_rows(keys, 7)
+    length, acts = segments.shape[1], frames.actions
+    clip = uniform(clip_keys, 1) < clips
+
+    level, step = objective.draw(level_keys, 2 * length)
+    # The frames of a clip are made together, so they have one level.
+    alike = lambda x: jnp.repeat(x[:, ::length], length, axis=1)  # noqa: E731
+    level, step = (jnp.where(clip, alike(x), x) for x in (level, step))
+    parts = [known_in_clips(key, length, frames.count - acts) for key in copy_keys[:2]]
+    context = jnp.arange(2 * length) < length
+    known = jnp.where(clip[..., None], jnp.concatenate(parts, axis=1), context[:, None])
+    # What a frame of a dream is built on is a little noisy; what is known of a clip is not.
+    quiet = jnp.where(clip, 1.0, 1.0 - context_noise * uniform(context_keys, 2 * length))
+    shown = jnp.where(known, quiet[..., None], level[..., None])
+    step = jnp.where(jnp.all(known, axis=-1), objective.smallest, step)
+
+    # Of clips whose frames are all known there is nothing else to learn than the actions.
+    shares = [jnp.where(clip & part.all((1, 2))[:, None], 1.0, guess_action) for part in parts]
+    drawn = [
+        draw_actions(key, batch, part, share, drop_action)
+        for key, part, share in zip(copy_keys[2:], jnp.split(level, 2, axis=1), shares, strict=True)
+    ]
+    acted, guessed = (jnp.concatenate(copies, axis=1) for copies in zip(*drawn, strict=True))
+    levels = jnp.concatenate([jnp.repeat(acted[..., None], acts, axis=-1), shown], axis=2)
+
+    # Where less than two frames come before, nothing says what moves and whither: the errors of very noisy frames are
+    # chance there, and in full (that is, without the weight 0.9 t + 0.1 of Dreamer 4) they drown those of motion.
+    follows = batch.has_previous()
+    moving = jnp.tile(follows & jnp.pad(follows[:, :-1], ((0, 0), (1, 0))), 2)
+    return Task(
+        level=levels,
+        step=jnp.broadcast_to(step[..., None], levels.shape),
+        mask=jnp.where(clip[..., None], see_clips(segments, window), see_dreams(segments, window)),
+        unknown=~known,
+        guessed=guessed,
+        weight=jnp.where(clip | ~moving, 0.1 + 0.9 * level, 1.0),
+        dreamt=~clip[:, 0],
+    )
 
 
 def uniform(keys: Array, *shape: int) -> Array:
