@@ -3,7 +3,8 @@
     python experiments/speed/diffusion.py [--rounds 7]
 
 A denoiser of 4.4M parameters makes frames of 64x64, 64 patches each, in view of the 15 before. With the cache a frame
-costs the steps of the sampler and one pass that takes it in; without, every step goes through all 16 frames again.
+costs the steps of the sampler and one pass that takes it in; without, `DiffusionModel.sample` makes it as the end of a
+clip, and every step goes through all 16 frames again.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import jaxwm
 from experiments.record import head, write
 from jaxwm.bench import matrix_peak, product_flops
-from jaxwm.models.diffusion import DiffusionModel, sample
+from jaxwm.models.diffusion import DiffusionModel
 from jaxwm.models.tokenizer import Tokenizer
 
 HERE = pathlib.Path(__file__).parent
@@ -51,23 +52,14 @@ def dreams(model, variables, rows, position):
 
 
 def without_cache(model, variables, rows):
-    """A call that makes one frame from the 15 before it, going through all of them at each step."""
-    length, frames = model.window + 1, model.frames
-    tokens = jax.random.normal(jax.random.key(0), (rows, length, frames.count, frames.channels))
-    last = jnp.arange(length)[:, None] == model.window
-    level = jnp.broadcast_to(jnp.where(last & ~frames.is_action, 0.0, 1.0), tokens.shape[:-1])
+    """A call that makes one frame from the 15 before it as the end of a clip, all of which goes through each step."""
+    clip = jaxwm.example_batch(SPEC, rows, model.window + 1)
+    known = {"image": jnp.ones(clip.reward.shape).at[:, -1].set(0.0), "action": jnp.ones(clip.reward.shape)}
 
-    def run(variables, tokens):
-        network = model._network(variables)
+    def run(variables, clip):
+        return model.sample(variables, jax.random.key(0), clip, known).observation
 
-        def expected(noisy, level, step):
-            return model.objective.denoised(network(noisy, level, step)[0], noisy, level)
-
-        made = sample(model.objective, expected, tokens, level, model.steps)
-        params = variables["params"]["tokenizer"]
-        return model.coder.decode(params, frames.latents(made[:, -1:]))
-
-    return jax.jit(run), (variables, tokens)
+    return jax.jit(run), (variables, clip)
 
 
 def main():
