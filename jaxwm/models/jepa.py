@@ -21,7 +21,7 @@ from jaxwm.models import register
 from jaxwm.models.base import make_encoder, masked_mean, scan_time
 from jaxwm.models.heads import Looked, OnlookerHeads, onlooker_losses, predicted
 from jaxwm.nn import MLP, GRUCell, Linear
-from jaxwm.nn.attention import Cache, FrameTransformer, clear_rows, size_of_heads
+from jaxwm.nn.attention import Cache, FrameTransformer, clear_rows, size_of_heads, window_mask
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.representation import covariance_penalty, sketched_gaussianity, variance_hinge, watch_collapse
 from jaxwm.types import Array, Arrays, Aux, Prediction, PyTree, Spec, Stage, Trajectory, Variables
@@ -82,12 +82,12 @@ class _Networks(nn.Module):
         return self._following(latent, self.hidden(inputs)), memory
 
     def attend(
-        self, latent: Array, action: Array, segments: Array | None = None, cache: Cache | None = None
+        self, latent: Array, action: Array, mask: Array | None = None, cache: Cache | None = None
     ) -> tuple[Array, Any]:
         """Representations ``[B, T, latent]`` one step after each, by attention; and the entries for the cache."""
         steering = self.steering(self.config.spec.action.normalise(action))[:, :, None]
         # The action is also part of the token: steering begins at zero, and would be silent in a fresh model.
-        out, entries = self.trunk(latent[:, :, None] + steering, segments, steering, cache)
+        out, entries = self.trunk(latent[:, :, None] + steering, steering, cache, mask)
         return self._following(latent, out[:, :, 0]), entries
 
     def _following(self, latent: Array, hidden: Array) -> Array:
@@ -342,7 +342,8 @@ class JEPA:
         """Mean squared error one step after every frame, and 2 to ``unroll`` steps after the first."""
         latent, real = states.latent, batch.transitions()
         segments = jnp.cumsum(batch.is_first, axis=1)[:, :-1]
-        following, _ = self._apply(variables, "attend", latent[:, :-1], batch.action[:, :-1], segments)
+        mask = window_mask(segments.shape[1], self.trunk.window, segments)
+        following, _ = self._apply(variables, "attend", latent[:, :-1], batch.action[:, :-1], mask)
         errors = jnp.mean(jnp.square(following - latent[:, 1:]), axis=-1)
         if self.unroll == 1:
             return masked_mean(errors, real)

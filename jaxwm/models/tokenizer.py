@@ -27,7 +27,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from jaxwm.models.base import masked_mean
 from jaxwm.nn import Linear, Normal, patchify, quantise, unpatchify
-from jaxwm.nn.attention import Cache, Entries, FrameTransformer, TokenTransformer
+from jaxwm.nn.attention import Cache, Entries, FrameTransformer, TokenTransformer, window_mask
 from jaxwm.nn.coders import mean_frame
 from jaxwm.nn.quantise import Quantised
 from jaxwm.nn.representation import watch_places
@@ -138,7 +138,8 @@ class _Blocks(nn.Module):
         """``[B, T, N, width]`` to the same, and what a cache is to keep."""
         c = self.config
         if c.window:
-            out: tuple[Array, Entries] = _frames(c, self.places, name="trunk")(tokens, segments, None, cache)
+            mask = window_mask(tokens.shape[1], c.window, segments)
+            out: tuple[Array, Entries] = _frames(c, self.places, name="trunk")(tokens, cache=cache, mask=mask)
             return out
         flat = tokens.reshape(-1, *tokens.shape[2:])
         trunk = TokenTransformer(c.blocks, c.heads, jnp.dtype(c.dtype), name="trunk")

@@ -24,7 +24,7 @@ from jaxwm.models import register
 from jaxwm.models.base import masked_mean
 from jaxwm.models.heads import Looked, OnlookerHeads, onlooker_losses, predicted
 from jaxwm.nn import Linear, patchify
-from jaxwm.nn.attention import Cache, FrameTransformer, TokenTransformer
+from jaxwm.nn.attention import Cache, FrameTransformer, TokenTransformer, window_mask
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.layers import symlog
 from jaxwm.nn.masks import draw_blocks, visible_at_most
@@ -121,7 +121,7 @@ class _Dynamics(nn.Module):
         latent: Array,
         vectors: Array,
         action: Array,
-        segments: Array | None = None,
+        mask: Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[Array, Array, Any]:
         """Frames ``[B, T, N, width]`` and ``[B, T, P]`` with the actions done in them to the frames that follow."""
@@ -129,7 +129,7 @@ class _Dynamics(nn.Module):
         if self.config.spec.vectors:
             parts.append(self.vector_token(vectors)[:, :, None])
         tokens = jnp.concatenate([*parts, self.patch_tokens(latent)], axis=2)
-        out, entries = self.trunk(tokens, segments, None, cache)
+        out, entries = self.trunk(tokens, cache=cache, mask=mask)
         following = layer_norm(latent + self.next_patches(out[:, :, len(parts) :]))
         if self.config.spec.vectors:
             vectors = vectors + 0.1 * self.next_vectors(out[:, :, 1]).astype(jnp.float32)
@@ -417,10 +417,11 @@ class VJEPA:
         if length <= self.rollout:
             raise ValueError(f"reward has {length} steps, expected more than rollout={self.rollout}")
         inside = batch.transitions()
-        segments = jnp.cumsum(batch.is_first, axis=1)
+        segments = jnp.cumsum(batch.is_first, axis=1)[:, :-1]
+        mask = window_mask(length - 1, self.window, segments)
         following, moved, _ = _run(
             _Dynamics(self), variables["params"]["dynamics"],
-            latent[:, :-1], vectors[:, :-1], batch.action[:, :-1], segments[:, :-1],
+            latent[:, :-1], vectors[:, :-1], batch.action[:, :-1], mask,
         )  # fmt: skip
         error = lambda guess, truth: jnp.mean(jnp.abs(guess - truth), axis=-1)  # noqa: E731
         losses = {"next": masked_mean(error(following, latent[:, 1:]).mean(-1), inside)}

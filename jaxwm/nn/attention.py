@@ -250,7 +250,6 @@ class FrameTransformer(nn.Module):
     def __call__(
         self,
         tokens: Array,
-        segments: Array | None = None,
         condition: Array | None = None,
         cache: Cache | None = None,
         mask: Array | None = None,
@@ -260,10 +259,10 @@ class FrameTransformer(nn.Module):
 
         Args:
           tokens: of all frames; of one (T = 1) where there is a cache.
-          segments: ``[B, T]``; frames see only those before them of the same number (episode). None: all are of one.
           condition: ``[B, T, 1 or N, C]``.
           cache: the frames before. It is not changed: `Cache.append` takes the entries that are returned.
-          mask: ``[1 or B, T, T]`` bool, whether frame t sees frame s, in place of the window and the segments.
+          mask: ``[1 or B, T, T]`` bool, whether frame t sees frame s. None: the window of `window_mask`, all frames
+            being of one episode.
           time: ``[1 or B, T]`` whole numbers, when each frame is; None: one after the other. A cache knows it itself.
         """
         _, length, count, width = tokens.shape
@@ -271,7 +270,7 @@ class FrameTransformer(nn.Module):
             raise ValueError(f"FrameTransformer: {length} frames, expected 1 where there is a cache")
         x = tokens = tokens.astype(self.dtype)
         if cache is None:
-            mask = window_mask(length, self.window, segments) if mask is None else mask
+            mask = window_mask(length, self.window) if mask is None else mask
             time = jnp.arange(length)[None] if time is None else time
             before = _frames_before(tokens, mask, time, self.recent)
         else:

@@ -33,7 +33,7 @@ def given(request):
     trunk = KINDS[request.param]
     tokens = draw(0, ROWS, LENGTH, TOKENS, WIDTH)
     condition = draw(1, ROWS, LENGTH, 1, WIDTH) if trunk.conditioned else None
-    params = jax.jit(trunk.init)(jax.random.key(2), tokens, SEGMENTS, condition)
+    params = jax.jit(trunk.init)(jax.random.key(2), tokens, condition)
     leaves, structure = jax.tree.flatten(params)
     params = structure.unflatten([x + 0.1 * draw(i, *x.shape) for i, x in enumerate(leaves)])
     return trunk, params, tokens, condition
@@ -48,7 +48,7 @@ def steps(trunk, params, tokens, condition, begins, cache):
     def step(cache, tokens, condition, begins):
         traces.append(1)
         cache = cache.forget(begins)
-        out, entries = trunk.apply(params, tokens, None, condition, cache)
+        out, entries = trunk.apply(params, tokens, condition, cache)
         return cache.append(entries), out
 
     outs = []
@@ -60,13 +60,17 @@ def steps(trunk, params, tokens, condition, begins, cache):
     return jnp.concatenate(outs, axis=1), cache
 
 
+def seen_in(trunk):
+    return window_mask(LENGTH, trunk.window, SEGMENTS)
+
+
 def begins_of(segments):
     return jnp.concatenate([jnp.ones((ROWS, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
 
 
 def test_frame_by_frame_with_a_cache_is_the_same_as_all_at_once(given):
     trunk, params, tokens, condition = given
-    full, _ = jax.jit(trunk.apply)(params, tokens, SEGMENTS, condition)
+    full, _ = jax.jit(trunk.apply)(params, tokens, condition, mask=seen_in(trunk))
     cache = trunk.init_cache(ROWS, TOKENS, WIDTH)
     stepped, last = steps(trunk, params, tokens, condition, begins_of(SEGMENTS), cache)
     np.testing.assert_allclose(stepped, full, atol=1e-5)
@@ -87,7 +91,7 @@ def test_a_cache_that_turns_over_goes_on_as_if_it_were_new(given):
 
 def test_a_frame_sees_its_window_of_the_past_and_no_more(given):
     trunk, params, tokens, condition = given
-    apply = jax.jit(lambda tokens: trunk.apply(params, tokens, None, condition)[0])
+    apply = jax.jit(lambda tokens: trunk.apply(params, tokens, condition)[0])
     before = apply(tokens)
     # Each of the two blocks reaches a window further back, and tokens begin as those of recent frames.
     reach = 2 * trunk.window + trunk.recent
@@ -100,10 +104,10 @@ def test_a_frame_sees_its_window_of_the_past_and_no_more(given):
 
 def test_a_mask_says_who_sees_whom_and_times_say_when(given):
     trunk, params, tokens, condition = given
-    apply = jax.jit(lambda tokens, mask, time: trunk.apply(params, tokens, None, condition, None, mask, time)[0])
+    apply = jax.jit(lambda tokens, mask, time: trunk.apply(params, tokens, condition, None, mask, time)[0])
     usual = jnp.broadcast_to(window_mask(LENGTH, trunk.window), (ROWS, LENGTH, LENGTH))
     times = jnp.arange(LENGTH)[None]
-    plain = jax.jit(lambda: trunk.apply(params, tokens, None, condition)[0])()
+    plain = jax.jit(lambda: trunk.apply(params, tokens, condition)[0])()
     np.testing.assert_allclose(apply(tokens, usual, times), plain, atol=1e-5)
     np.testing.assert_allclose(apply(tokens, usual, times + 5), plain, atol=1e-5)
     assert np.abs(apply(tokens, usual, 2 * times) - plain).max() > 1e-4
@@ -116,15 +120,15 @@ def test_a_mask_says_who_sees_whom_and_times_say_when(given):
 
 def test_rows_do_not_see_each_other(given):
     trunk, params, tokens, condition = given
-    apply = jax.jit(lambda tokens: trunk.apply(params, tokens, SEGMENTS, condition)[0])
+    apply = jax.jit(lambda tokens: trunk.apply(params, tokens, condition, mask=seen_in(trunk))[0])
     np.testing.assert_array_equal(apply(tokens)[0], apply(tokens.at[1].set(0.0))[0])
 
 
 def test_steering_starts_as_the_identity():
     trunk = KINDS["joint, steered"]
     tokens, condition = draw(0, 1, 2, TOKENS, WIDTH), draw(1, 1, 2, 1, WIDTH)
-    params = trunk.init(jax.random.key(0), tokens, None, condition)
-    out, _ = trunk.apply(params, tokens, None, condition)
+    params = trunk.init(jax.random.key(0), tokens, condition)
+    out, _ = trunk.apply(params, tokens, condition)
     np.testing.assert_allclose(out, tokens / jnp.sqrt(jnp.mean(tokens**2, -1, keepdims=True) + 1e-4), rtol=1e-5)
 
 
@@ -160,4 +164,4 @@ def test_wrong_widths_and_lengths_are_refused():
     with pytest.raises(ValueError, match="conditioned=True, but condition is None"):
         KINDS["joint, steered"].init(jax.random.key(0), tokens)
     with pytest.raises(ValueError, match="2 frames, expected 1"):
-        PLAIN.init(jax.random.key(0), tokens, None, None, PLAIN.init_cache(1, TOKENS, WIDTH))
+        PLAIN.init(jax.random.key(0), tokens, None, PLAIN.init_cache(1, TOKENS, WIDTH))
