@@ -28,10 +28,11 @@ import time
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxwm
-from experiments.record import head, read, write
+from experiments.record import head, picture, read, write
 from jaxwm import data, worlds
 from jaxwm.config import build_world
 from jaxwm.data.generate import simulated
@@ -186,6 +187,7 @@ def with_model(run, **fields):
 
 
 def open_loop(runs):
+    draw_dreams({"RSSM": runs("rssm"), "diffusion, 4 steps": runs("shortcut")})
     return against_rssm(runs, "shortcut", "rssm", (1, 2, 3, 5, 10, 15, 20, 40))
 
 
@@ -199,8 +201,21 @@ def against_rssm(runs, name, rssm, horizons):
     for (title, run), estimate in itertools.product(models.items(), ("mode", "sample")):
         found = evaluate_run(run, horizon=horizons[-1], estimate=estimate)
         table[f"{title}, {estimate}"] = at(horizons, found.metrics["model"])
-    table |= {name: at(horizons, found.metrics[name]) for name in ("copy", "mean_frame")}
+    table |= {name: at(horizons, found.metrics[name]) for name in ("copy", "mean")}
     return {"runs": runs.facts, "horizons": horizons, "scores": table, "scored": found.describe()}
+
+
+def draw_dreams(models, episodes=2, frames=16):
+    """Writes `dreams.png`: every second frame as it was and as each model's mode dreams it."""
+    batch = held_out(next(iter(models.values())), CONTEXT + frames, episodes)
+    rows = {"truth": batch.observation["image"][:, CONTEXT:] / 255.0}
+    rows |= {name: dream(run, batch, temperature=0.0) for name, run in models.items()}
+    figure, axes = plt.subplots(episodes * len(rows), 1, figsize=(8, 1.1 * episodes * len(rows)))
+    for axis, (episode, (name, pictures)) in zip(axes, itertools.product(range(episodes), rows.items()), strict=True):
+        axis.imshow(np.concatenate(np.asarray(pictures)[episode, ::2], axis=1))
+        axis.set_title(f"{name}, episode {episode}", fontsize=8, loc="left")
+        axis.axis("off")
+    picture(figure, HERE / "dreams.png")
 
 
 def at(horizons, metrics):
