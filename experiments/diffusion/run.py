@@ -61,7 +61,7 @@ RUNS = {
         "data_fork",
         [
             "data.generate.world.name=fork", "data.generate.world.force=0.0", "data.generate.length=12",
-            "data.generate.train=4000", "data.length=12", "stages.dynamics.steps=6000", "training.video_every=0",
+            "data.generate.train=4000", "data.length=12", "stages.dynamics.steps=4000", "training.video_every=0",
             "evaluation.context=4", "evaluation.horizon=6",
         ],
     ),
@@ -276,7 +276,7 @@ def labels(runs):
     table = {}
     for share in (100, 10, 1):
         path = runs.folder / f"data_{share}"
-        steps = ["stages.dynamics.steps=6000", f"data.path={path}"]
+        steps = ["stages.dynamics.steps=5000", f"data.path={path}"]
         if not path.exists():
             write_labelled(path, jaxwm.load_config(CONFIGS / RUNS["shortcut"][0], FORCE), share)
         table[f"{share}% known"] = gap(runs("shortcut", *steps, title=f"labels_{share}"), temperature=0.0)
