@@ -221,7 +221,8 @@ class FrameTransformer(nn.Module):
       blocks: how many.
       heads: of the attention.
       window: frames before its own that a token sees.
-      positions: ``[N][2]`` row and column of each token; None where a place means nothing.
+      positions: ``[N][axes]`` where each token is, such as (row, column), or (camera, row, column) where a frame is
+        what several cameras see: attention within it is then between cameras too. None where a place means nothing.
       factorised: tokens attend to those of their own frame, then to themselves in the frames before (cheap for many
         tokens); otherwise to all tokens of all frames at once.
       conditioned: each block is steered by a condition, as in DiT (Peebles & Xie 2023, arXiv:2212.09748): shifts,
@@ -237,7 +238,7 @@ class FrameTransformer(nn.Module):
     blocks: int
     heads: int
     window: int
-    positions: tuple[tuple[int, int], ...] | None = None
+    positions: tuple[tuple[int, ...], ...] | None = None
     factorised: bool = False
     conditioned: bool = False
     recent: int = 0

@@ -20,6 +20,7 @@ KINDS = {
     "joint, steered": dataclasses.replace(PLAIN, conditioned=True),
     "joint, recent": dataclasses.replace(PLAIN, recent=2),
 }
+CAMERAS = tuple((camera, 0, column) for camera in range(2) for column in range(2))
 SEGMENTS = jnp.array([[0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 2]])
 
 
@@ -122,6 +123,18 @@ def test_rows_do_not_see_each_other(given):
     trunk, params, tokens, condition = given
     apply = jax.jit(lambda tokens: trunk.apply(params, tokens, condition, mask=seen_in(trunk))[0])
     np.testing.assert_array_equal(apply(tokens)[0], apply(tokens.at[1].set(0.0))[0])
+
+
+@pytest.mark.parametrize("factorised", [False, True])
+def test_the_places_of_several_cameras_have_an_axis_more(factorised):
+    """Cameras see each other within a frame, and are told apart: to swap them is not to swap what they see."""
+    trunk = dataclasses.replace(PLAIN, positions=CAMERAS, factorised=factorised, heads=1)
+    tokens = draw(5, 1, 2, len(CAMERAS), WIDTH)
+    params = jax.jit(trunk.init)(jax.random.key(6), tokens)
+    apply = jax.jit(lambda tokens: trunk.apply(params, tokens)[0])
+    before, swapped = apply(tokens), apply(jnp.roll(tokens, 2, axis=2))
+    assert np.abs(apply(tokens.at[:, 0, 0].add(1.0)) - before)[0, 0, 2:].max() > 1e-4
+    assert np.abs(jnp.roll(swapped, 2, axis=2) - before).max() > 1e-4
 
 
 def test_steering_starts_as_the_identity():
