@@ -15,7 +15,7 @@ Claims train what they need in folders of ``--runs``, and go on where a training
 
 What ``atari`` learns from is recorded before:
 
-    jaxwm data record ALE/Breakout-v5 --out runs/diffusion/breakout --train 400 --test 24 --max-length 400
+    jaxwm data record ALE/Breakout-v5 --out runs/diffusion/data_breakout --train 400 --test 24 --max-length 400
 """
 
 import argparse
@@ -54,8 +54,8 @@ RUNS = {
     "shortcut": ("diffusion_bounce.yaml", "data", DIFFUSION),
     "forcing": ("diffusion_bounce.yaml", "data", [*DIFFUSION, FORCING]),
     "rssm": ("rssm_bounce.yaml", "data", RSSM),
-    "breakout": ("diffusion_breakout.yaml", "breakout", []),
-    "rssm_breakout": ("rssm_breakout.yaml", "breakout", ["stages.train.steps=2000", "training.video_every=0"]),
+    "breakout": ("diffusion_breakout.yaml", "data_breakout", []),
+    "rssm_breakout": ("rssm_breakout.yaml", "data_breakout", ["stages.train.steps=2000", "training.video_every=0"]),
     "fork": (
         "diffusion_bounce.yaml",
         "data_fork",
