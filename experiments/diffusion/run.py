@@ -55,7 +55,7 @@ RUNS = {
     "forcing": ("diffusion_bounce.yaml", "data", [*DIFFUSION, FORCING]),
     "rssm": ("rssm_bounce.yaml", "data", RSSM),
     "breakout": ("diffusion_breakout.yaml", "data_breakout", []),
-    "rssm_breakout": ("rssm_breakout.yaml", "data_breakout", ["stages.train.steps=2000", "training.video_every=0"]),
+    "rssm_breakout": ("rssm_breakout.yaml", "data_breakout", ["stages.train.steps=4800", "training.video_every=0"]),
     "fork": (
         "diffusion_bounce.yaml",
         "data_fork",
@@ -187,17 +187,17 @@ def with_model(run, **fields):
 
 
 def open_loop(runs):
-    draw_dreams({"RSSM": runs("rssm"), "diffusion, 4 steps": runs("shortcut")})
-    return against_rssm(runs, "shortcut", "rssm", (1, 2, 3, 5, 10, 15, 20, 40))
+    draw_dreams({"RSSM": runs("rssm"), "shortcut, 4 steps": runs("shortcut"), "forcing, 4 steps": runs("forcing")})
+    return against_rssm(runs, "rssm", ("shortcut", "forcing"), (1, 2, 3, 5, 10, 15, 20, 40))
 
 
 def atari(runs):
-    return against_rssm(runs, "breakout", "rssm_breakout", (1, 2, 3, 5, 10, 15))
+    return against_rssm(runs, "rssm_breakout", ("breakout",), (1, 2, 3, 5, 10, 15))
 
 
-def against_rssm(runs, name, rssm, horizons):
-    models = {"rssm": runs(rssm)} | {f"diffusion, {n} steps": with_model(runs(name), steps=n) for n in (1, 4, 16)}
-    table = {}
+def against_rssm(runs, rssm, names, horizons):
+    models, table = {"rssm": runs(rssm)}, {}
+    models |= {f"{name}, {n} steps": with_model(runs(name), steps=n) for name in names for n in (1, 4, 16)}
     for (title, run), estimate in itertools.product(models.items(), ("mode", "sample")):
         found = evaluate_run(run, horizon=horizons[-1], estimate=estimate)
         table[f"{title}, {estimate}"] = at(horizons, found.metrics["model"])
@@ -257,9 +257,11 @@ def frame_seconds(runs, rounds=5, frames=32, rows=16):
 
 
 def control(runs):
-    run = runs("shortcut")
-    table = {f"guidance {g}": gap(run, guidance=g) for g in (None, 0.0, 1.0, 1.5, 2.0, 3.0)}
-    table["mode"] = gap(run, temperature=0.0)
+    table = {}
+    for name, count in (("shortcut", 4), ("shortcut", 16), ("forcing", 1), ("forcing", 4)):
+        run, title = with_model(runs(name), steps=count), f"{name}, {count} steps"
+        table[f"{title}, mode"] = gap(run, temperature=0.0)
+        table |= {f"{title}, guidance {g}": gap(run, guidance=g) for g in (0.0, 1.0, 1.5, 2.0, 3.0)}
     return {"runs": runs.facts, "episodes": EPISODES, "scores": table}
 
 
