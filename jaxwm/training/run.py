@@ -191,6 +191,8 @@ def check_resume(path: pathlib.Path, config: Config, spec: Spec) -> None:
     """Raises RunError unless ``path`` is new, or a run that may go on as ``config`` and ``spec``."""
     if (path / "format.json").exists():
         check_format(path)
+    if (path / "dataset_info.json").exists():
+        raise RunError(f"{path} holds episodes, whose spec.json a run would overwrite; take another run folder")
     if not checkpoints.list_steps(checkpoints_folder(path)):
         return
     saved_config, saved_spec = read_definition(path)

@@ -168,6 +168,11 @@ def test_a_folder_of_another_version_is_refused_even_without_checkpoints(tiny_da
         check_resume(tmp_path, tiny_config(tiny_data), SPEC)
 
 
+def test_a_folder_of_episodes_is_no_run_folder(tiny_data):
+    with pytest.raises(RunError, match="holds episodes, whose spec.json a run would overwrite"):
+        check_resume(tiny_data, tiny_config(tiny_data), SPEC)
+
+
 def test_take_over_all(tiny_data):
     fresh = jax.tree.map(jnp.zeros_like, variables_of(4))
     taken, report = take_over(run_of(tiny_data), "runs/x", fresh, strict=True)
