@@ -169,7 +169,7 @@ def test_a_folder_of_another_version_is_refused_even_without_checkpoints(tiny_da
 
 
 def test_a_folder_of_episodes_is_no_run_folder(tiny_data):
-    with pytest.raises(RunError, match="holds episodes, whose spec.json a run would overwrite"):
+    with pytest.raises(RunError, match="holds episodes, whose spec"):
         check_resume(tiny_data, tiny_config(tiny_data), SPEC)
 
 
