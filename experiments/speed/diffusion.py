@@ -2,7 +2,7 @@
 
     python experiments/speed/diffusion.py [--rounds 7]
 
-A denoiser of 4.4M parameters makes frames of 64x64, 64 patches each, in view of the 15 before. With the cache a frame
+A denoiser of 4.5M parameters makes frames of 64x64, 64 patches each, in view of the 15 before. With the cache a frame
 costs the steps of the sampler and one pass that takes it in; without, `DiffusionModel.sample` makes it as the end of a
 clip, and every step goes through all 16 frames again.
 """

@@ -263,7 +263,7 @@ class FrameTransformer(nn.Module):
           condition: ``[B, T, 1 or N, C]``.
           cache: the frames before. It is not changed: `Cache.append` takes the entries that are returned.
           mask: ``[1 or B, T, T]`` bool, whether frame t sees frame s. None: the window of `window_mask`, all frames
-            being of one episode.
+            being of one episode. Of no effect where there is a cache.
           time: ``[1 or B, T]`` whole numbers, when each frame is; None: one after the other. A cache knows it itself.
         """
         _, length, count, width = tokens.shape

@@ -188,7 +188,7 @@ def check_format(path: pathlib.Path) -> None:
 
 
 def check_resume(path: pathlib.Path, config: Config, spec: Spec) -> None:
-    """Raises RunError unless ``path`` is new, or a run that may go on as ``config`` and ``spec``."""
+    """Raises RunError unless ``path`` is new (and no folder of episodes) or a run that may go on as described."""
     if (path / "format.json").exists():
         check_format(path)
     if (path / "dataset_info.json").exists():

@@ -117,6 +117,12 @@ def test_errors_count_in_full_where_two_frames_come_before(variables, batch, cli
     np.testing.assert_allclose(loss(jax.random.split(jax.random.key(9), ROWS)), expected, rtol=1e-5)
 
 
+def test_no_step_is_told_that_is_smaller_than_those_that_were_learned():
+    smallest = MODEL.objective.smallest
+    told = MODEL._told(jnp.array([[0.5, smallest], [smallest / 8, 0.0]]))
+    np.testing.assert_array_equal(told, [0.5, smallest])
+
+
 def test_what_is_known_comes_back_to_the_last_bit(make, batch):
     frames = jnp.zeros((ROWS, LENGTH)).at[:, [0, 3]].set(1.0)
     made = make(batch, image=frames, speed=frames, action=jnp.ones((ROWS, LENGTH)))
