@@ -23,7 +23,8 @@ class Denoiser(nn.Module):
     How noisy a token is, is part of the token. The level of its frame (that of the noisiest token that shows
     something), the size of the step that is asked for and the action with its own level steer all blocks (adaLN-Zero
     of DiT, Peebles & Xie 2023, arXiv:2212.09748); the action is in tokens as well, because steering is silent in a
-    fresh network.
+    fresh network. What the size of the step adds begins at zero: the rare large steps start from what the network does
+    for the smallest one.
 
     Args:
       groups: how many tokens of a frame there are of each kind, those of the action first; each kind has projections
@@ -68,9 +69,9 @@ class Denoiser(nn.Module):
 
         acted = jnp.concatenate([scaled, told], axis=-1)[:, :, :acts].reshape(*step.shape, -1)
         frame = _waves(self.objective.embedded(level[:, :, acts:].min(-1)))
-        steering = jnp.concatenate([frame, _waves(_halvings(step)), acted], axis=-1)
-        steering = MLP(self.width, 2, dtype=self.dtype, name="steering")(steering)[:, :, None]
-        out, entries = self.trunk(tokens, condition=steering, cache=cache, mask=mask, time=time)
+        steering = MLP(self.width, 2, dtype=self.dtype, name="steering")(jnp.concatenate([frame, acted], axis=-1))
+        steering += Linear(self.width, 0.0, dtype=self.dtype, name="step")(_waves(_halvings(step)))
+        out, entries = self.trunk(tokens, condition=steering[:, :, None], cache=cache, mask=mask, time=time)
 
         channels = noisy.shape[-1]
         outputs = [linear(f"outputs_{k}", channels)(part) for k, part in enumerate(jnp.split(out, ends, axis=2))]

@@ -123,6 +123,21 @@ def test_no_step_is_told_that_is_smaller_than_those_that_were_learned():
     np.testing.assert_array_equal(told, [0.5, smallest])
 
 
+def test_all_sizes_of_a_step_get_the_same_answer_until_they_are_taught_apart(variables):
+    denoiser, params = MODEL._denoiser, variables["params"]["denoiser"]
+    shape = (1, 2, sum(denoiser.groups))
+    tokens, level = jax.random.normal(jax.random.key(5), (*shape, 4)), jnp.full(shape, 0.3)
+    fresh = jax.jit(denoiser.init)(jax.random.key(6), tokens, level, jnp.ones(shape[:2]))["params"]["step"]
+
+    @jax.jit
+    def answer(params, step):
+        return denoiser.apply({"params": params}, tokens, level, jnp.full(shape[:2], step))[0]
+
+    begun = {**params, "step": fresh}
+    np.testing.assert_array_equal(answer(begun, 1.0), answer(begun, 0.125))
+    assert jnp.abs(answer(params, 1.0) - answer(params, 0.125)).max() > 0.01
+
+
 def test_what_is_known_comes_back_to_the_last_bit(make, batch):
     frames = jnp.zeros((ROWS, LENGTH)).at[:, [0, 3]].set(1.0)
     made = make(batch, image=frames, speed=frames, action=jnp.ones((ROWS, LENGTH)))
