@@ -227,9 +227,10 @@ class Shortcut(_Straight):
 
     Every frame has a level and a step size of its own, and the network is told both; it puts out the data. Most rows
     learn the smallest step from the data, the others a larger one from what two of half its size say (Frans et al.
-    2024, arXiv:2410.12557). Levels of the former are ``u ** power`` for u uniform in 0..1 (the papers: 1): near level
-    1 the noisy frame itself shows what it is to be, and only near 0 must the past tell. Large steps stand on all of
-    their levels alike, as they do in a sampler.
+    2024, arXiv:2410.12557). A token whose step is 0, which is one that is known, stays as it is in both halves. Levels
+    of the smallest step are ``u ** power`` for u uniform in 0..1 (the papers: 1): near level 1 the noisy frame itself
+    shows what it is to be, and only near 0 must the past tell. Large steps stand on all multiples of theirs alike, as
+    they do in a sampler.
 
     Args:
       name: of the objective.
@@ -254,13 +255,13 @@ class Shortcut(_Straight):
         return 0.5**self.halvings
 
     def draw(self, keys: Array, frames: int) -> tuple[Array, Array]:
-        """See `Objective.draw`; levels are multiples of the steps."""
+        """See `Objective.draw`; levels of large steps are multiples of them."""
         size, place = split_rows(keys, 2)
         halvings = jnp.floor(self.halvings * draw_rows(jax.random.uniform, size, frames))
         learns = jnp.arange(len(keys))[:, None] < self._learners(len(keys))
         step = jnp.where(learns, 0.5**halvings, self.smallest)
-        level = draw_rows(jax.random.uniform, place, frames) ** jnp.where(learns, 1.0, self.power)
-        return jnp.floor(level / step) * step, step
+        level = draw_rows(jax.random.uniform, place, frames)
+        return jnp.where(learns, jnp.floor(level / step) * step, level**self.power), step
 
     def loss(self, network: Network, clean: Array, noise: Array, level: Array, step: Array) -> tuple[Array, Any]:
         """Squared error of the data, or of where two half steps lead; the first rows are those that do the latter."""
@@ -278,10 +279,10 @@ class Shortcut(_Straight):
 
     def _two_halves(self, network: Network, noisy: Array, level: Array, step: Array) -> Array:
         """The data that one step would have to aim at to come to where two half steps lead."""
-        left = jnp.maximum(1.0 - level, step)  # of a known token, which counts for nothing, a whole step
+        left = jnp.maximum(1.0 - level, self.smallest)  # of a token that stays, no matter what
         first = (network(noisy, level, step / 2)[0] - noisy) / left[..., None]
         halfway = noisy + (step / 2)[..., None] * first
-        then = jnp.maximum(left - step / 2, step / 2)
+        then = left - step / 2
         second = (network(halfway, level + step / 2, step / 2)[0] - halfway) / then[..., None]
         return jax.lax.stop_gradient(noisy + left[..., None] * (first + second) / 2)
 

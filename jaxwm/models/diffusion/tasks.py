@@ -28,7 +28,7 @@ class Task(NamedTuple):
 
     Attributes:
       level: ``[B, 2T, M]`` of all tokens.
-      step: ``[B, 2T, M]`` sizes of the steps that are asked for.
+      step: ``[B, 2T, M]`` sizes of the steps that are asked for; 0 for what is not to be made, as in a sampler.
       mask: ``[B, 2T, 2T]``, which frames see which.
       unknown: ``[B, 2T, N]``, which tokens of pictures and vectors are to be made.
       guessed: ``[B, 2T]``, which actions are.
@@ -73,7 +73,6 @@ def draw(
     # What a frame of a dream is built on is a little noisy; what is known of a clip is not.
     quiet = jnp.where(clip, 1.0, 1.0 - context_noise * uniform(context_keys, 2 * length))
     shown = jnp.where(known, quiet[..., None], level[..., None])
-    step = jnp.where(jnp.all(known, axis=-1), objective.smallest, step)
 
     # Of clips whose frames are all known there is nothing else to learn than the actions.
     shares = [jnp.where(clip & part.all((1, 2))[:, None], 1.0, guess_action) for part in parts]
@@ -83,6 +82,7 @@ def draw(
     ]
     acted, guessed = (jnp.concatenate(copies, axis=1) for copies in zip(*drawn, strict=True))
     levels = jnp.concatenate([jnp.repeat(acted[..., None], acts, axis=-1), shown], axis=2)
+    made = jnp.concatenate([jnp.repeat(guessed[..., None], acts, axis=-1), ~known], axis=2)
 
     # Where less than two frames come before, nothing says what moves and whither: the errors of very noisy frames are
     # chance there, and in full (that is, without the weight 0.9 t + 0.1 of Dreamer 4) they drown those of motion.
@@ -90,7 +90,7 @@ def draw(
     moving = jnp.tile(follows & jnp.pad(follows[:, :-1], ((0, 0), (1, 0))), 2)
     return Task(
         level=levels,
-        step=jnp.broadcast_to(step[..., None], levels.shape),
+        step=jnp.where(made, step[..., None], 0.0),
         mask=jnp.where(clip[..., None], see_clips(segments, window), see_dreams(segments, window)),
         unknown=~known,
         guessed=guessed,

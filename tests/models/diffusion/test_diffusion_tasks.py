@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxwm
-from jaxwm.models.diffusion import tasks
+from jaxwm.models.diffusion import Shortcut, tasks
+from jaxwm.models.diffusion.frames import FrameTokens
+from jaxwm.models.tokenizer import Tokenizer
 from jaxwm.testing import moving_clips
 
 KEYS = jax.random.split(jax.random.key(0), 600)
@@ -42,6 +44,16 @@ def test_a_clip_is_given_frames_or_places_or_all_or_nothing():
     assert (~known.any((1, 2))).mean() > 0.2
     for kind in (whole_frames & ~same_places, same_places & ~whole_frames):
         assert kind.mean() > 0.1
+
+
+def test_only_what_is_to_be_made_takes_steps():
+    batch = jax.tree.map(lambda x: jnp.repeat(x, 300, axis=0), moving_clips(SPEC, 2, 4))
+    frames = FrameTokens(SPEC, Tokenizer(patch=4).bind(SPEC.images[0]))
+    shares = {"clips": 0.5, "context_noise": 0.1, "guess_action": 0.3, "drop_action": 0.2}
+    task = tasks.draw(KEYS, batch, jnp.ones((600, 4), int), Shortcut(), frames, window=2, **shares)
+    assert 0.2 < task.guessed.mean() < 0.6
+    np.testing.assert_array_equal(task.step[..., : frames.actions] > 0, task.guessed[..., None])
+    np.testing.assert_array_equal(task.step[..., frames.actions :] > 0, task.unknown)
 
 
 def test_actions_are_given_guessed_or_hidden():
