@@ -47,7 +47,7 @@ FORCE = ["data.generate.world.force=2.0", "data.generate.train=4000"]
 DIFFUSION = [*FORCE, "stages.dynamics.steps=22000", "training.evaluate_every=4000", "training.video_every=0"]
 FORCING = "model.objective={name: forcing, mean: -1.5, spread: 1.5}"
 RSSM = [
-    *FORCE, "data.length=32", "stages.train.steps=27000", "model.embed=128", "model.depth=16",
+    *FORCE, "data.length=32", "stages.train.steps=22000", "model.embed=128", "model.depth=16",
     "training.evaluate_every=4000", "training.video_every=0",
 ]  # fmt: skip
 RUNS = {
