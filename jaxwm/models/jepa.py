@@ -21,9 +21,9 @@ from jaxwm.models import register
 from jaxwm.models.base import make_encoder, masked_mean, scan_time
 from jaxwm.models.heads import Looked, OnlookerHeads, onlooker_losses, predicted
 from jaxwm.nn import MLP, GRUCell, Linear
-from jaxwm.nn.attention import Cache, FrameTransformer, clear_rows, size_of_heads, window_mask
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.representation import covariance_penalty, sketched_gaussianity, variance_hinge, watch_collapse
+from jaxwm.nn.transformer import Cache, FrameTransformer, clear_rows, size_of_heads, window_mask
 from jaxwm.types import Array, Arrays, Aux, Prediction, PyTree, Spec, Stage, Trajectory, Variables
 
 

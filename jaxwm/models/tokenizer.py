@@ -27,10 +27,10 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from jaxwm.models.base import masked_mean
 from jaxwm.nn import Linear, Normal, patchify, quantise, unpatchify
-from jaxwm.nn.attention import Cache, Entries, FrameTransformer, TokenTransformer, window_mask
 from jaxwm.nn.coders import mean_frame
 from jaxwm.nn.quantise import Quantised
 from jaxwm.nn.representation import watch_places
+from jaxwm.nn.transformer import Cache, Entries, FrameTransformer, TokenTransformer, window_mask
 from jaxwm.types import Array, Field, PyTree
 
 Levels = tuple[Annotated[int, pydantic.Field(ge=2)], ...]
@@ -197,7 +197,7 @@ class BoundTokenizer:
 
     Batches of clips are ``[B, T, ...]``. With a ``window`` a frame is encoded and decoded with those before it in the
     same clip that have its number in ``segments`` ``[B, T]`` (such as the running sum of ``is_first``). Where frames
-    come one by one, a `Cache` keeps what is seen of the past, and `jaxwm.nn.attention.clear_rows` makes it forget in
+    come one by one, a `Cache` keeps what is seen of the past, and `jaxwm.nn.transformer.clear_rows` makes it forget in
     the rows where an episode begins. Without a window a cache is None and costs nothing.
 
     Args:

@@ -24,11 +24,11 @@ from jaxwm.models import register
 from jaxwm.models.base import masked_mean
 from jaxwm.models.heads import Looked, OnlookerHeads, onlooker_losses, predicted
 from jaxwm.nn import Linear, patchify
-from jaxwm.nn.attention import Cache, FrameTransformer, TokenTransformer, window_mask
 from jaxwm.nn.coders import start_from_mean_frame
 from jaxwm.nn.layers import symlog
 from jaxwm.nn.masks import draw_blocks, visible_at_most
 from jaxwm.nn.representation import watch_places
+from jaxwm.nn.transformer import Cache, FrameTransformer, TokenTransformer, window_mask
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
 
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxwm.models.tokenizer import Tokenizer
-from jaxwm.nn.attention import clear_rows
 from jaxwm.nn.quantise import dead_codes
+from jaxwm.nn.transformer import clear_rows
 from jaxwm.types import Field
 
 FIELD = Field("image", (8, 12, 3), "uint8")

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from jaxwm.models.diffusion.objectives import Objective
 from jaxwm.nn import MLP, Linear
-from jaxwm.nn.attention import Cache, Entries, FrameTransformer
+from jaxwm.nn.transformer import Cache, Entries, FrameTransformer
 from jaxwm.types import Array
 
 _FREQUENCIES = 6

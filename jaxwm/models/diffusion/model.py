@@ -30,7 +30,7 @@ from jaxwm.models.diffusion.objectives import AnyObjective, Shortcut, draw_rows,
 from jaxwm.models.diffusion.samplers import Method, sample
 from jaxwm.models.tokenizer import BoundTokenizer, Tokenizer
 from jaxwm.nn import MLP, Bernoulli, Linear
-from jaxwm.nn.attention import Cache, FrameTransformer, clear_rows
+from jaxwm.nn.transformer import Cache, FrameTransformer, clear_rows
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
 
 Share = Annotated[float, Field(ge=0, lt=1)]

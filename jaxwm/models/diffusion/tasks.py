@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxwm.models.diffusion.frames import FrameTokens
 from jaxwm.models.diffusion.objectives import Objective, draw_rows, split_rows
-from jaxwm.nn.attention import window_mask
+from jaxwm.nn.transformer import window_mask
 from jaxwm.types import Array, Trajectory
 
 _SOME_FRAMES, _SOME_PLACES, _ALL = 0.25, 0.25, 0.3

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm.nn.attention import PERIOD, Attention, FrameTransformer, rotary_angles, rotate, window_mask
+from jaxwm.nn.transformer import PERIOD, Attention, FrameTransformer, rotary_angles, rotate, window_mask
 
 ROWS, LENGTH, TOKENS, WIDTH = 2, 7, 3, 24
 PLAIN = FrameTransformer(blocks=2, heads=2, window=3, positions=((0, 0), (1, 2), (2, 1)))
