@@ -9,6 +9,7 @@ from jaxwm.types import nearest
 from jaxwm.worlds.base import Policy, Transition, World, random_policy, rollout
 from jaxwm.worlds.bounce import Bounce, BounceState, hold_centre
 from jaxwm.worlds.dodge import Dodge, DodgeState, step_aside
+from jaxwm.worlds.drive import Drive, DriveState, keep_lane
 from jaxwm.worlds.reach import Reach, ReachState, push_to_goal
 from jaxwm.worlds.rooms import Rooms, RoomsState, rush, walk_to_goal
 
@@ -19,6 +20,8 @@ __all__ = [
     "BounceState",
     "Dodge",
     "DodgeState",
+    "Drive",
+    "DriveState",
     "Policy",
     "Reach",
     "ReachState",
@@ -27,6 +30,7 @@ __all__ = [
     "Transition",
     "World",
     "hold_centre",
+    "keep_lane",
     "make_policy",
     "make_world",
     "push_to_goal",
@@ -37,12 +41,13 @@ __all__ = [
     "walk_to_goal",
 ]
 
-WORLDS: dict[str, type] = {"bounce": Bounce, "dodge": Dodge, "reach": Reach, "rooms": Rooms}
+WORLDS: dict[str, type] = {"bounce": Bounce, "dodge": Dodge, "drive": Drive, "reach": Reach, "rooms": Rooms}
 """Every world by name."""
 
 POLICIES: dict[str, dict[str, Policy]] = {
     "bounce": {"random": random_policy, "hold_centre": hold_centre},
     "dodge": {"random": random_policy, "step_aside": step_aside},
+    "drive": {"random": random_policy, "keep_lane": keep_lane},
     "reach": {"random": random_policy, "push_to_goal": push_to_goal},
     "rooms": {"random": random_policy, "walk_to_goal": walk_to_goal, "rush": rush},
 }
