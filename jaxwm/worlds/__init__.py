@@ -12,6 +12,7 @@ from jaxwm.worlds.dodge import Dodge, DodgeState, step_aside
 from jaxwm.worlds.drive import Drive, DriveState, keep_lane
 from jaxwm.worlds.reach import Reach, ReachState, push_to_goal
 from jaxwm.worlds.rooms import Rooms, RoomsState, rush, walk_to_goal
+from jaxwm.worlds.scene import Scene, SceneState, look_around
 
 __all__ = [
     "POLICIES",
@@ -27,10 +28,13 @@ __all__ = [
     "ReachState",
     "Rooms",
     "RoomsState",
+    "Scene",
+    "SceneState",
     "Transition",
     "World",
     "hold_centre",
     "keep_lane",
+    "look_around",
     "make_policy",
     "make_world",
     "push_to_goal",
@@ -41,7 +45,14 @@ __all__ = [
     "walk_to_goal",
 ]
 
-WORLDS: dict[str, type] = {"bounce": Bounce, "dodge": Dodge, "drive": Drive, "reach": Reach, "rooms": Rooms}
+WORLDS: dict[str, type] = {
+    "bounce": Bounce,
+    "dodge": Dodge,
+    "drive": Drive,
+    "reach": Reach,
+    "rooms": Rooms,
+    "scene": Scene,
+}
 """Every world by name."""
 
 POLICIES: dict[str, dict[str, Policy]] = {
@@ -50,6 +61,7 @@ POLICIES: dict[str, dict[str, Policy]] = {
     "drive": {"random": random_policy, "keep_lane": keep_lane},
     "reach": {"random": random_policy, "push_to_goal": push_to_goal},
     "rooms": {"random": random_policy, "walk_to_goal": walk_to_goal, "rush": rush},
+    "scene": {"random": random_policy, "look_around": look_around},
 }
 """The policies to record each world with, by the name of the world and of the policy."""
 
