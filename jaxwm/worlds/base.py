@@ -2,8 +2,9 @@
 
 A world is a frozen, hashable dataclass that is its own parameters, so that it can be a static argument of
 ``jax.jit``. Its methods are pure and *unbatched*: ``jax.vmap`` makes thousands of worlds out of one. Every
-world is a unit box seen from above or from the side: positions are in sides of the box, x to the right and
-y down, as in its pictures; time is in seconds.
+flat world is a unit box seen from above or from the side: positions are in sides of the box, x to the right
+and y down, as in its pictures. Worlds in three dimensions are in metres; see `jaxwm.worlds.rays`. Time is in
+seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Transition(NamedTuple):
 class World(Protocol):
     """An exact simulator with a renderer. Unbatched and pure; a state is a pytree of physical quantities.
 
-    A world may also have ``random_action(key, state) -> action``, which `random_policy` then uses.
+    A world may also have ``random_action(key, state) -> action``, which `random_policy` then uses. One whose spec has
+    conditions has ``condition(state) -> dict`` with the arrays that ``spec.condition`` names; they speak of the frame
+    of ``state``.
     """
 
     @property
@@ -155,6 +158,7 @@ def rollout(world: World, key: Array, length: int, policy: Policy = random_polic
         is_terminal=is_terminal,
         valid=valid,
         action_valid=valid,
+        condition=jax.vmap(world.condition)(states) if world.spec.condition else {},  # type: ignore[attr-defined]
         info=jax.vmap(world.info)(states),
     )
 

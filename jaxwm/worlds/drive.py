@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -17,9 +18,10 @@ import pydantic
 from flax import struct
 
 from jaxwm.types import ActionSpec, Array, Field, Spec
-from jaxwm.worlds import base, rays
+from jaxwm.worlds import base, captions, rays
 
 View = Literal["front", "left", "right", "rear"]
+Condition = Literal["caption", "boxes", "weather", "cameras", "depth", "segmentation"]
 _YAW: dict[str, float] = {"front": 0.0, "left": math.pi / 4, "right": -math.pi / 4, "rear": math.pi}
 _WIDE, _DOWN = 1.3, 0.16
 _EYE = 1.5
@@ -144,11 +146,12 @@ class Drive:
       crossings: share of the walkers that cross the road, in front of the ego car.
       weathers: those to be drawn from.
       times: likewise, of the day.
+      conditions: what is told beside the pictures; see `condition`.
       samples: squared, the rays for each pixel.
       dt: seconds between two frames.
 
     Raises:
-      ValueError: a value is out of its range, or a view comes twice.
+      ValueError: a value is out of its range, or a view or a condition comes twice.
     """
 
     size: pydantic.PositiveInt = 32
@@ -171,19 +174,31 @@ class Drive:
         "dusk",
         "night",
     )
+    conditions: tuple[Condition, ...] = ()
     samples: pydantic.PositiveInt = 2
     dt: base.Positive = 0.2
 
     def __post_init__(self) -> None:
         base.check_parameters(self)
-        if len(set(self.views)) < len(self.views):
-            raise ValueError(f"drive.views is {self.views}: a camera comes twice")
+        for name, values in (("views", self.views), ("conditions", self.conditions)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"drive.{name} is {values}: one of them comes twice")
 
     @property
     def spec(self) -> Spec:
-        """A picture for each camera; acceleration and curvature."""
+        """A picture for each camera; acceleration and curvature; the conditions that were asked for."""
         action = ActionSpec(2, low=(-4.0, -0.12), high=(3.0, 0.12))
-        return Spec(tuple(Field(view, (self.size, self.size, 3), "uint8") for view in self.views), action)
+        pictures = tuple(Field(view, (self.size, self.size, 3), "uint8") for view in self.views)
+        views, agents = len(self.views), self.cars + self.walkers
+        told = {
+            "caption": ((captions.LENGTH,), "int32"),
+            "boxes": ((views, agents, 6), "float32"),
+            "weather": ((len(WEATHERS) + len(TIMES),), "float32"),
+            "cameras": ((views, 5), "float32"),
+            "depth": ((self.size, self.size, views), "uint8"),
+            "segmentation": ((self.size, self.size, views), "uint8"),
+        }
+        return Spec(pictures, action, tuple(Field(name, *told[name]) for name in self.conditions))
 
     def camera(self, view: View) -> rays.Camera:
         """The camera of that name: 1.3 radians wide, 1.5 m above the road, a little downwards."""
@@ -503,6 +518,69 @@ class Drive:
         visible = inside & jnp.any(pixels == kinds[:, None], axis=1)
         return jnp.where(visible[:, None], jnp.concatenate([low, high], axis=-1), 0.0), visible
 
+    def condition(self, state: DriveState) -> dict[str, Array]:
+        """What the frame of ``state`` is told to show, those of these that ``conditions`` names.
+
+        * ``caption`` ``[12]`` int32: words about what the first camera sees, such as "night rain two cars near red
+          left walker crossing"; see `jaxwm.worlds.captions`.
+        * ``boxes`` ``[views, n + m, 6]``: left, top, right and bottom as in `info`, then whether it is a car and
+          whether it is a walker; all 0 for what is not seen.
+        * ``weather`` ``[7]``: one-hot weather, then one-hot time of day.
+        * ``cameras`` ``[views, 5]``: cosine and sine of the yaw, pitch and field of view in radians, height in metres.
+        * ``depth`` ``[size, size, views]`` uint8: 255 * min(3 / depth, 1).
+        * ``segmentation`` likewise: `GROUND`, `SKY`, `LINE`, `GRASS`, ``AGENT`` for a car, ``AGENT + 1`` for a walker.
+        """
+        makers = {
+            "caption": self._caption,
+            "boxes": self._told_boxes,
+            "weather": lambda state: jnp.concatenate(
+                [jax.nn.one_hot(state.weather, len(WEATHERS)), jax.nn.one_hot(state.time, len(TIMES))]
+            ),
+            "cameras": lambda _: jnp.asarray([_told_camera(self.camera(view)) for view in self.views], jnp.float32),
+            "depth": lambda state: self._maps(state, lambda seen: 255.0 * jnp.minimum(3.0 / seen.depth, 1.0)),
+            "segmentation": lambda state: self._maps(state, self._kinds),
+        }
+        return {name: makers[name](state) for name in self.conditions}
+
+    def _caption(self, state: DriveState) -> Array:
+        box, seen = self.boxes(state, self.views[0])
+        cars, walkers = seen[: self.cars], seen[self.cars :]
+        nearest = jnp.argmin(jnp.where(cars, state.cars[:, 0] - state.along, jnp.inf))
+        middle = (box[nearest, 0] + box[nearest, 2]) / 2
+        place = (middle > 1 / 3).astype(jnp.int32) + (middle > 2 / 3)
+        number = jnp.sum(cars)
+        crosses = jnp.any(walkers & state.crossing)
+        said = lambda there, token: jnp.where(there, token, 0)  # noqa: E731
+        return captions.sentence(
+            captions.one_of(TIMES, state.time),
+            captions.one_of(WEATHERS, state.weather),
+            captions.count(number),
+            captions.one_of(("cars", "car"), (number == 1).astype(jnp.int32)),
+            said(number > 0, captions.word("near")),
+            said(number > 0, captions.one_of(tuple(COLOURS), state.car_colour[nearest])),
+            said(number > 0, captions.one_of(("left", "ahead", "right"), place)),
+            jnp.where(jnp.any(walkers), 0, captions.word("no")),
+            captions.word("walker"),
+            said(jnp.any(walkers), captions.one_of(("waiting", "crossing"), crosses.astype(jnp.int32))),
+        )
+
+    def _told_boxes(self, state: DriveState) -> Array:
+        kinds = np.eye(2)[[0] * self.cars + [1] * self.walkers]
+
+        def of(view: View) -> Array:
+            box, seen = self.boxes(state, view)
+            return jnp.concatenate([box, jnp.where(seen[:, None], jnp.asarray(kinds, jnp.float32), 0.0)], axis=1)
+
+        return jnp.stack([of(view) for view in self.views])
+
+    def _maps(self, state: DriveState, make: Callable[[DriveTruth], Array]) -> Array:
+        maps = [jnp.round(make(self.look(state, view))) for view in self.views]
+        return jnp.stack(maps, axis=-1).astype(jnp.uint8)
+
+    def _kinds(self, seen: DriveTruth) -> Array:
+        walks = seen.segmentation >= AGENT + self.cars
+        return jnp.where(walks, AGENT + 1, jnp.minimum(seen.segmentation, AGENT))
+
     def random_action(self, key: Array, state: DriveState) -> Array:
         """``[2]``: keeps more or less to its lane and its pace, with jerks of the wheel and of the pedals."""
         drawn = jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
@@ -511,6 +589,10 @@ class Drive:
             jnp.asarray(self.spec.action.low),
             jnp.asarray(self.spec.action.high),
         )
+
+
+def _told_camera(camera: rays.Camera) -> tuple[float, ...]:
+    return math.cos(camera.yaw), math.sin(camera.yaw), camera.pitch, camera.field_of_view, camera.position[2]
 
 
 def follow(speed: Array, pace: Array, gap: Array, closing: Array) -> Array:

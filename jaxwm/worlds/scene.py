@@ -6,7 +6,8 @@ One of the spheres rolls, and what it has rolled over stays painted: a trace tha
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ import pydantic
 from flax import struct
 
 from jaxwm.types import ActionSpec, Array, Field, Spec
-from jaxwm.worlds import base, contact, rays
+from jaxwm.worlds import base, captions, contact, rays
+
+Condition = Literal["caption", "camera", "depth", "segmentation"]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (235, 70, 65),
@@ -45,7 +48,7 @@ class SceneState:
       motion: ``[2]`` the last action.
       spheres: ``[n, 2]`` where they stand; sphere 0 rolls.
       velocity: ``[2]`` of sphere 0, metres per second.
-      radius: ``[n]``.
+      radius: ``[n]``; 0 for a sphere that is not there.
       colour: ``[n]`` int32, index into `COLOURS`.
       painted: ``[TILES, TILES]`` bool, by column (x) and row (y), what sphere 0 has rolled over.
       sun: ``[3]`` unit vector towards it.
@@ -87,12 +90,14 @@ class Scene:
 
     Args:
       size: pixels of a side of the picture.
-      spheres: how many.
+      spheres: how many at most.
+      fewest: how many at least; None for always as many.
       radius: range of their radii in metres.
       rolling: range of the speed of the first one in m/s; it bounces off the others, the camera and the edge.
       paints: it leaves its colour on the tiles.
       speed: of the camera in m/s.
       turn: of the camera in radians per second.
+      conditions: what is told beside the picture; see `condition`.
       samples: squared, the rays for each pixel.
       dt: seconds between two frames.
 
@@ -102,24 +107,37 @@ class Scene:
 
     size: pydantic.PositiveInt = 32
     spheres: Annotated[int, pydantic.Field(ge=1, le=len(COLOURS))] = 3
+    fewest: Annotated[int, pydantic.Field(ge=1)] | None = None
     radius: base.PositiveRange = (0.35, 0.6)
     rolling: base.NonNegativeRange = (0.5, 1.2)
     paints: bool = True
     speed: base.Positive = 2.0
     turn: base.Positive = 1.5
+    conditions: tuple[Condition, ...] = ()
     samples: pydantic.PositiveInt = 2
     dt: base.Positive = 0.1
 
     def __post_init__(self) -> None:
         base.check_parameters(self)
+        if self.fewest is not None and self.fewest > self.spheres:
+            raise ValueError(f"scene.fewest is {self.fewest}, expected at most scene.spheres, {self.spheres}")
+        if len(set(self.conditions)) < len(self.conditions):
+            raise ValueError(f"scene.conditions is {self.conditions}: one of them comes twice")
         if self.radius[1] > SIDE / 8:
             raise ValueError(f"scene.radius is {self.radius}, expected at most {SIDE / 8}: the spheres need room")
 
     @property
     def spec(self) -> Spec:
-        """One picture ``image``; how fast the camera goes forward and turns left."""
+        """One picture ``image``; how fast the camera goes forward and turns left; the conditions asked for."""
         action = ActionSpec(dim=2, low=(-1.0, -1.0), high=(1.0, 1.0))
-        return Spec((Field("image", (self.size, self.size, 3), "uint8"),), action)
+        told = {
+            "caption": ((captions.LENGTH,), "int32"),
+            "camera": ((4,), "float32"),
+            "depth": ((self.size, self.size, 1), "uint8"),
+            "segmentation": ((self.size, self.size, 1), "uint8"),
+        }
+        conditions = tuple(Field(name, *told[name]) for name in self.conditions)
+        return Spec((Field("image", (self.size, self.size, 3), "uint8"),), action, conditions)
 
     @property
     def camera(self) -> rays.Camera:
@@ -130,12 +148,17 @@ class Scene:
         """Each sphere in a quarter of the floor of its own, the camera in the middle, looking anywhere."""
         order_key, key = jax.random.split(key)
         orders = jax.vmap(lambda key: jax.random.permutation(key, len(COLOURS)))(jax.random.split(order_key))
-        drawn = jax.random.uniform(key, (7 + 3 * self.spheres,))
+        drawn = jax.random.uniform(key, (8 + 3 * self.spheres,))
         corner = jnp.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])[orders[0][: self.spheres]]
-        spheres = drawn[7:].reshape(self.spheres, 3)
+        spheres = drawn[8:].reshape(self.spheres, 3)
         radius = base.within(self.radius, spheres[:, 2])
         near, far = self.radius[1] + 0.8, SIDE / 2 - self.radius[1]
         place = corner * (near + (far - near) * spheres[:, :2])
+        fewest = self.spheres if self.fewest is None else self.fewest
+        there = jnp.arange(self.spheres) < fewest + jnp.floor(drawn[5] * (self.spheres - fewest + 1))
+        # What is not there is a point in the corner, where no sphere can touch it.
+        radius = jnp.where(there, radius, 0.0)
+        place = jnp.where(there[:, None], place, (SIDE / 2 - 1e-3) * corner)
         rolls, towards = 2 * jnp.pi * drawn[0], 2 * jnp.pi * drawn[1]
         high = 0.5 + 0.5 * drawn[2]
         return SceneState(
@@ -143,7 +166,7 @@ class Scene:
             heading=2 * jnp.pi * drawn[6],
             motion=jnp.zeros(2),
             spheres=place,
-            velocity=base.within(self.rolling, drawn[5]) * jnp.stack([jnp.cos(rolls), jnp.sin(rolls)]),
+            velocity=base.within(self.rolling, drawn[7]) * jnp.stack([jnp.cos(rolls), jnp.sin(rolls)]),
             radius=radius,
             colour=orders[1][: self.spheres].astype(jnp.int32),
             painted=self._paint(jnp.zeros((TILES, TILES), bool), place[0]),
@@ -258,6 +281,55 @@ class Scene:
         truth = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         seen = self.look(state).segmentation.reshape(-1) == SPHERE + jnp.arange(self.spheres)[:, None]
         return truth | {"visible": jnp.any(seen, axis=1)}
+
+    def condition(self, state: SceneState) -> dict[str, Array]:
+        """What the frame of ``state`` is told to show, those of these that ``conditions`` names.
+
+        * ``caption`` ``[12]`` int32: how many balls are seen and of which colours, and which way the one that rolls
+          goes as seen from the camera, such as "two balls in sight red blue red rolls left"; see
+          `jaxwm.worlds.captions`.
+        * ``camera`` ``[4]``: where it is in metres, cosine and sine of its heading.
+        * ``depth`` ``[size, size, 1]`` uint8: 255 * min(1 / depth, 1).
+        * ``segmentation`` likewise: `FLOOR`, `SKY`, `GROUND`, ``SPHERE`` and on for each of them.
+        """
+        makers: dict[str, Callable[[], Array]] = {
+            "caption": lambda: self._caption(state),
+            "camera": lambda: jnp.concatenate(
+                [state.place, jnp.stack([jnp.cos(state.heading), jnp.sin(state.heading)])]
+            ),
+            "depth": lambda: jnp.round(255.0 * jnp.minimum(1.0 / self.look(state).depth, 1.0)).astype(jnp.uint8)[
+                ..., None
+            ],
+            "segmentation": lambda: self.look(state).segmentation[..., None],
+        }
+        return {name: makers[name]() for name in self.conditions}
+
+    def _caption(self, state: SceneState) -> Array:
+        seen = self.info(state)["visible"]
+        number = jnp.sum(seen)
+        colours = jnp.where(seen, captions.one_of(tuple(COLOURS), state.colour), 0)
+        colours = colours[jnp.argsort(~seen, stable=True)]
+        cos, sin = jnp.cos(state.heading), jnp.sin(state.heading)
+        away = cos * state.velocity[0] + sin * state.velocity[1]
+        left = cos * state.velocity[1] - sin * state.velocity[0]
+        across = jnp.abs(left) > jnp.abs(away)
+        way = jnp.where(across, jnp.where(left > 0, 0, 1), jnp.where(away > 0, 2, 3))
+        moves = jnp.linalg.norm(state.velocity) > 0.05
+        said = lambda there, token: jnp.where(there, token, 0)  # noqa: E731
+        return captions.sentence(
+            captions.count(number),
+            captions.one_of(("balls", "ball"), (number == 1).astype(jnp.int32)),
+            captions.word("in"),
+            captions.word("sight"),
+            *colours,
+            said(seen[0], captions.one_of(tuple(COLOURS), state.colour[0])),
+            said(seen[0], captions.one_of(("stands", "rolls"), moves.astype(jnp.int32))),
+            said(seen[0] & moves, captions.one_of(("left", "right", "away", "near"), way)),
+        )
+
+
+def _bytes(values: Array) -> Array:
+    return jnp.round(values).astype(jnp.uint8)
 
 
 def _tile(place: Array) -> tuple[Array, Array]:

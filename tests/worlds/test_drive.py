@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm.worlds import Drive, World, drive, keep_lane, make_policy, make_world, rollout
+from jaxwm.worlds import Drive, World, captions, drive, keep_lane, make_policy, make_world, rollout
 
 WORLD = Drive(size=24, samples=1, cars=3, walkers=2)
 EPISODES, LENGTH = 24, 60
@@ -170,6 +170,41 @@ def test_weather_and_hour_change_the_picture_and_nothing_else():
     assert seen[0, 2].image.mean() < 0.5 * plain.image.mean()
 
 
+def test_conditions_say_what_is_seen(looks):
+    states, looked, info, _ = looks
+    names = ("caption", "boxes", "weather", "cameras", "depth", "segmentation")
+    world = Drive(**{**vars(WORLD), "conditions": names})
+    some = jax.tree.map(lambda x: x[:, 0], states)
+    told = jax.device_get(jax.jit(jax.vmap(world.condition))(some))
+    world.spec.check_condition(told, (EPISODES,))
+    boxes, visible = info["boxes"][:, 0], info["visible"][:, 0]
+    np.testing.assert_allclose(told["boxes"][..., :4], boxes, atol=1e-6)
+    kinds = np.array([[1, 0]] * WORLD.cars + [[0, 1]] * WORLD.walkers)
+    np.testing.assert_array_equal(told["boxes"][..., 4:], visible[..., None] * kinds)
+    np.testing.assert_array_equal(told["weather"][:, :4].argmax(1), some.weather)
+    np.testing.assert_array_equal(told["weather"][:, 4:].argmax(1), some.time)
+    np.testing.assert_allclose(told["cameras"][:, 1, :2], np.sqrt(0.5), atol=1e-6)
+    kind = np.stack([looked[view].segmentation[:, 0] for view in WORLD.views], -1)
+    walks = kind >= drive.AGENT + WORLD.cars
+    np.testing.assert_array_equal(
+        told["segmentation"], np.where(walks, drive.AGENT + 1, np.minimum(kind, drive.AGENT))
+    )
+    depth = np.stack([looked[view].depth[:, 0] for view in WORLD.views], -1)
+    np.testing.assert_allclose(told["depth"], 255 * np.minimum(3 / depth, 1), atol=0.51)
+    for index, tokens in enumerate(told["caption"]):
+        words = captions.decode(tokens).split()
+        cars, walkers = np.split(visible[index, 0], [WORLD.cars])
+        assert words[:2] == [drive.TIMES[some.time[index]], drive.WEATHERS[some.weather[index]]]
+        assert words[2:4] == [("no", "one", "two", "three")[cars.sum()], "car" if cars.sum() == 1 else "cars"]
+        if cars.any():
+            nearest = np.flatnonzero(cars)[some.cars[index, cars, 0].argmin()]
+            middle = boxes[index, 0, nearest, [0, 2]].mean()
+            colour = list(drive.COLOURS)[some.car_colour[index, nearest]]
+            assert words[4:7] == ["near", colour, ("left", "ahead", "right")[int(middle * 3)]]
+        assert words[-2:] in (["no", "walker"], ["walker", "waiting"], ["walker", "crossing"])
+        assert (words[-2] == "no") == (not walkers.any())
+
+
 def test_a_crash_and_the_verge_end_an_episode():
     world = Drive(cars=1, walkers=1, bend=0.0)
     state = world.reset(jax.random.key(0))
@@ -195,6 +230,7 @@ def test_wrong_parameters_are_named():
         ({"views": ("up",)}, r"drive\.views"),
         ({"weathers": ()}, r"drive\.weathers"),
         ({"bend": 0.2}, r"drive\.bend is 0\.2"),
+        ({"conditions": ("colour",)}, r"drive\.conditions"),
     ):
         with pytest.raises(ValueError, match=message):
             make_world("drive", **parameters)

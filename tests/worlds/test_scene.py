@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm.worlds import Scene, World, look_around, make_world, rollout, scene
+from jaxwm.worlds import Scene, World, captions, look_around, make_world, rollout, scene
 
 WORLD = Scene(size=16, samples=1)
 LENGTH = 80
@@ -136,11 +136,48 @@ def test_the_camera_goes_where_it_looks_and_passes_neither_edge_nor_sphere(episo
     np.testing.assert_allclose(way[free], wanted[free], atol=1e-5)
 
 
+def test_conditions_say_what_is_seen():
+    world = Scene(size=16, samples=1, fewest=1, conditions=("caption", "camera", "depth", "segmentation"))
+    tell = jax.jit(jax.vmap(lambda state: (world.condition(state), world.look(state), world.info(state)["visible"])))
+    states = jax.vmap(world.reset)(jax.random.split(jax.random.key(5), 64))
+    there = np.asarray(states.radius > 0)
+    assert set(there.sum(1)) == {1, 2, 3}
+    told, looked, visible = jax.device_get(tell(states))
+    world.spec.check_condition(told, (64,))
+    np.testing.assert_array_equal(told["segmentation"][..., 0], looked.segmentation)
+    near = looked.depth < 50
+    np.testing.assert_allclose(told["depth"][..., 0][near], 255 * np.minimum(1 / looked.depth, 1)[near], atol=0.51)
+    np.testing.assert_allclose(
+        np.arctan2(told["camera"][:, 3], told["camera"][:, 2]) % (2 * np.pi), states.heading, atol=1e-5
+    )
+    names, rolling = list(scene.COLOURS), 0
+    for index, tokens in enumerate(told["caption"]):
+        words = captions.decode(tokens).split()
+        seen = [names[colour] for colour, is_seen in zip(states.colour[index], visible[index], strict=True) if is_seen]
+        assert words[:4] == [
+            ("no", "one", "two", "three")[len(seen)],
+            "ball" if len(seen) == 1 else "balls",
+            "in",
+            "sight",
+        ]
+        assert words[4 : 4 + len(seen)] == seen
+        if visible[index, 0]:
+            rolling += 1
+            x, y = states.velocity[index]
+            turned = np.arctan2(y, x) - states.heading[index]
+            way = ("away", "left", "near", "right")[int(np.round(turned / (np.pi / 2))) % 4]
+            assert words[4 + len(seen) :] == [seen[0], "rolls", way]
+    assert rolling > 5
+    assert not (visible & ~there).any()
+
+
 def test_wrong_parameters_are_named():
     for parameters, message in (
         ({"spheres": 5}, r"scene\.spheres is 5"),
         ({"radius": (0.5, 2.0)}, r"scene\.radius .*at most 1\.0"),
         ({"dt": 0.0}, r"scene\.dt is 0\.0"),
+        ({"fewest": 4}, r"scene\.fewest is 4, expected at most scene\.spheres, 3"),
+        ({"conditions": ("camera", "camera")}, r"scene\.conditions .*twice"),
     ):
         with pytest.raises(ValueError, match=message):
             make_world("scene", **parameters)
