@@ -10,6 +10,7 @@ import pytest
 
 import jaxwm
 from jaxwm.models.diffusion import DiffusionModel, Shortcut, mix
+from jaxwm.models.diffusion import tasks as diffusion_tasks
 from jaxwm.models.tokenizer import Tokenizer
 from jaxwm.testing import moving_clips
 
@@ -115,6 +116,30 @@ def test_errors_count_in_full_where_two_frames_come_before(variables, batch, cli
     model = dataclasses.replace(MODEL, clips=clips, objective=Even(halvings=MODEL.objective.halvings))
     loss = jax.jit(lambda keys: model.loss(variables, keys, batch, "dynamics")[1].metrics["loss/frames"])
     np.testing.assert_allclose(loss(jax.random.split(jax.random.key(9), ROWS)), expected, rtol=1e-5)
+
+
+def test_errors_of_actions_are_means_over_their_own_numbers(variables, batch, monkeypatch):
+    """Not over the padding of their tokens: an error of 1 in two numbers out of four counts as 1."""
+    tasks, draw = [], diffusion_tasks.draw
+    monkeypatch.setattr(
+        diffusion_tasks, "draw", lambda *given, **named: tasks.append(draw(*given, **named)) or tasks[-1]
+    )
+
+    class Halves(Shortcut):
+        def loss(self, network, clean, noise, level, step):
+            return jnp.full(level.shape, 0.5), network(noise, level, step)[1]
+
+    model = dataclasses.replace(MODEL, guess_action=0.5, objective=Halves(halvings=MODEL.objective.halvings))
+    assert (MODEL.frames.channels, MODEL.spec.action.dim) == (4, 2)
+
+    @jax.jit
+    def losses(keys):
+        found = model.loss(variables, keys, batch, "dynamics")[1].metrics["loss/actions"]
+        return found, jnp.mean(tasks[0].guessed)
+
+    found, share = losses(jax.random.split(jax.random.key(9), ROWS))
+    assert share > 0.1
+    np.testing.assert_allclose(found, share, rtol=1e-5)
 
 
 def test_no_step_is_told_that_is_smaller_than_those_that_were_learned():
