@@ -173,10 +173,16 @@ class Spec:
         check_arrays("observation", self.observation, observation, leading)
 
     def check_condition(self, condition: Arrays | None, leading: tuple[int, ...]) -> None:
-        """Raises ValueError unless ``condition`` has the spec's fields; sampling controls are not checked."""
+        """Raises ValueError unless ``condition`` has fields of the spec; sampling controls are not checked.
+
+        What is missing is not known: a family that reads conditions does without it.
+        """
         given = {k: v for k, v in (condition or {}).items() if k not in SAMPLING_CONTROLS}
-        if condition is not None and given:
-            check_arrays("condition", self.condition, given, leading)
+        for name in given:
+            if name not in {field.name for field in self.condition}:
+                known = [field.name for field in self.condition]
+                raise ValueError(f"condition[{name!r}] is not part of the spec; {nearest(str(name), known)}")
+        check_arrays("condition", [field for field in self.condition if field.name in given], given, leading)
 
     def check_action(self, action: Any, leading: tuple[int, ...], name: str = "action") -> None:
         """Raises ValueError unless ``action`` is float32 with shape ``leading + (dim,)``."""

@@ -214,6 +214,27 @@ def _attend_with_past(
     return mix(weights[..., :count], past_value) + mix(weights[..., count:], value)
 
 
+class CrossAttention(nn.Module):
+    """What tokens see among things of another kind. It adds nothing in a fresh network."""
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, things: Array, seen: Array) -> Array:
+        """``[B, S, C]`` for tokens ``[B, S, C]`` and things ``[B, K, C]``, at least one ``seen`` ``[B, K]``."""
+        rows, length, width = x.shape
+        apart = lambda x, parts: x.reshape(rows, -1, parts, self.heads, width // self.heads)  # noqa: E731
+        query = apart(Linear(width, dtype=self.dtype, name="query")(x), 1)[:, :, 0]
+        key, value = jnp.moveaxis(apart(Linear(2 * width, dtype=self.dtype, name="things")(things), 2), 2, 0)
+        query, key = (
+            RMSNorm(dtype=self.dtype, name="query_norm")(query),
+            RMSNorm(dtype=self.dtype, name="key_norm")(key),
+        )
+        found = jax.nn.dot_product_attention(query, key, value, mask=seen[:, None, None])
+        return Linear(width, 0.0, dtype=self.dtype, name="output")(found.reshape(rows, length, width))
+
+
 class FrameTransformer(nn.Module):
     """Blocks of attention and MLP over ``[B, T, N, C]``, causal in time unless a mask says otherwise.
 
@@ -255,6 +276,7 @@ class FrameTransformer(nn.Module):
         cache: Cache | None = None,
         mask: Array | None = None,
         time: Array | None = None,
+        things: tuple[Array, Array] | None = None,
     ) -> tuple[Array, Entries]:
         """``[B, T, N, C]`` to ``[B, T, N, C]``, normalised, and what a cache is to keep of the frames.
 
@@ -265,6 +287,7 @@ class FrameTransformer(nn.Module):
           mask: ``[1 or B, T, T]`` bool, whether frame t sees frame s. None: the window of `window_mask`, all frames
             being of one episode. Of no effect where there is a cache.
           time: ``[1 or B, T]`` whole numbers, when each frame is; None: one after the other. A cache knows it itself.
+          things: ``[B, T, K, C]`` for the tokens of a frame to look at, and which of them are there ``[B, T, K]``.
         """
         _, length, count, width = tokens.shape
         if cache is not None and length != 1:
@@ -297,7 +320,7 @@ class FrameTransformer(nn.Module):
             block = _Block(
                 self.heads, self.head_size, quiet, self.factorised, self.hidden, self.dtype, name=f"block_{index}"
             )
-            x, entry = block(x, angles, inside, mask, condition, past)
+            x, entry = block(x, angles, inside, mask, condition, past, things)
             entries.append(entry)
         keys, values = zip(*entries, strict=True)
         return RMSNorm(dtype=self.dtype, name="norm")(x), Entries(keys, values, tokens)
@@ -337,6 +360,7 @@ class _Block(nn.Module):
         mask: Array | None,
         condition: Array | None,
         past: tuple[Array, Array, Array] | None,
+        things: tuple[Array, Array] | None,
     ) -> tuple[Array, tuple[Array, Array]]:
         """``x`` ``[B, T, N, C]``; ``angles`` are those of time attention, ``inside`` of attention within a frame."""
         rows, length, count, width = x.shape
@@ -379,7 +403,13 @@ class _Block(nn.Module):
         mlp = _FeedForward(self.hidden, self.output_scale, self.dtype, name="mlp")
         if self.factorised:
             x = residual("space", x, space)
-        x = residual("mlp", residual("time", x, time), mlp)
+        x = residual("time", x, time)
+        if things is not None:
+            shown, seen = (part.reshape(rows * length, *part.shape[2:]) for part in things)
+            normed = RMSNorm(dtype=self.dtype, name="things_norm")(x).reshape(rows * length, count, width)
+            across = CrossAttention(self.heads, self.dtype, name="things")
+            x += across(normed, shown.astype(self.dtype), seen).reshape(x.shape)
+        x = residual("mlp", x, mlp)
         return x, (entry[0], entry[1])
 
 

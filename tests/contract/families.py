@@ -1,5 +1,7 @@
 """A tiny instance of every registered family, on worlds that between them have every kind of input."""
 
+import dataclasses
+
 import jaxwm
 from jaxwm import models
 from jaxwm.agents import Dreamer
@@ -11,6 +13,16 @@ PICTURES = jaxwm.Spec(
     jaxwm.ActionSpec(2, low=(-1.0, 0.0), high=(1.0, 4.0)),
 )
 VECTORS = jaxwm.Spec((jaxwm.Field("vector", (4,), "float32"),), jaxwm.ActionSpec(3, discrete=True))
+
+TOLD = dataclasses.replace(
+    PICTURES,
+    condition=(
+        jaxwm.Field("caption", (4,), "int32"),
+        jaxwm.Field("weather", (3,), "float32"),
+        jaxwm.Field("boxes", (2, 5), "float32"),
+        jaxwm.Field("depth", (16, 16, 1), "uint8"),
+    ),
+)
 
 VECTOR_MODEL = models.FAMILIES["simple"](VECTORS, latent=16, hidden=32)
 _RSSM = dict(deter=32, hidden=16, units=16, stoch=4, classes=4, depth=4, embed=16, free_nats=0.0, blocks=2)
@@ -71,7 +83,7 @@ TINY = {
         target_rate=0.05,
     ),
     "diffusion": models.FAMILIES["diffusion"](
-        PICTURES,
+        TOLD,
         tokenizer=Tokenizer(width=16, blocks=1, heads=2, channels=4),
         objective=Shortcut(halvings=2),
         width=24,

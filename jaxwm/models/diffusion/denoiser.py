@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from jaxwm.models.diffusion.conditions import ConditionReader, Told
 from jaxwm.models.diffusion.objectives import Objective
 from jaxwm.nn import MLP, Linear
 from jaxwm.nn.transformer import Cache, Entries, FrameTransformer
-from jaxwm.types import Array
+from jaxwm.types import Array, Arrays
 
 _FREQUENCIES = 6
 
@@ -32,13 +33,25 @@ class Denoiser(nn.Module):
       trunk: the transformer, for frames of all of these; it is conditioned.
       width: of the tokens inside.
       objective: says how tokens are scaled and levels told.
+      reader: of conditions, if there are any.
     """
 
     groups: tuple[int, ...]
     trunk: FrameTransformer
     width: int
     objective: Objective
+    reader: ConditionReader | None = None
     dtype: DTypeLike = jnp.float32
+
+    def begin(self, noisy: Array, level: Array, step: Array, condition: Arrays, known: Array) -> None:
+        """Touches every parameter, for ``init``."""
+        self(noisy, level, step, told=self.read(condition, known) if self.reader else None)
+
+    def read(self, condition: Arrays, known: Array) -> Told:
+        """What conditions come to; see `ConditionReader`."""
+        assert self.reader is not None
+        found: Told = self.reader(condition, known)
+        return found
 
     @nn.compact
     def __call__(
@@ -49,6 +62,7 @@ class Denoiser(nn.Module):
         mask: Array | None = None,
         time: Array | None = None,
         cache: Cache | None = None,
+        told: Told | None = None,
     ) -> tuple[Array, Array, Entries]:
         """Raw output ``[B, T, M, C]``, a summary of each frame ``[B, T, width]``, and entries for the cache.
 
@@ -59,19 +73,27 @@ class Denoiser(nn.Module):
           mask: see `FrameTransformer`.
           time: likewise.
           cache: likewise.
+          told: what `read` says of the frames.
         """
         linear: Any = lambda name, size: Linear(size, dtype=self.dtype, name=name)  # noqa: E731
         ends = [sum(self.groups[: k + 1]) for k in range(len(self.groups) - 1)]
         scaled, acts = self.objective.scaled(noisy, level), self.groups[0]
-        told = _waves(self.objective.embedded(level))
+        levels = _waves(self.objective.embedded(level))
         parts = [linear(f"inputs_{k}", self.width)(part) for k, part in enumerate(jnp.split(scaled, ends, axis=2))]
-        tokens = jnp.concatenate(parts, axis=2) + linear("noise", self.width)(told)
+        tokens = jnp.concatenate(parts, axis=2) + linear("noise", self.width)(levels)
 
-        acted = jnp.concatenate([scaled, told], axis=-1)[:, :, :acts].reshape(*step.shape, -1)
+        acted = jnp.concatenate([scaled, levels], axis=-1)[:, :, :acts].reshape(*step.shape, -1)
         frame = _waves(self.objective.embedded(level[:, :, acts:].min(-1)))
         steering = MLP(self.width, 2, dtype=self.dtype, name="steering")(jnp.concatenate([frame, acted], axis=-1))
         steering += Linear(self.width, 0.0, dtype=self.dtype, name="step")(_waves(_halvings(step)))
-        out, entries = self.trunk(tokens, condition=steering[:, :, None], cache=cache, mask=mask, time=time)
+        things = None
+        if told is not None:
+            steering, things = steering + told.steering, (told.things, told.seen)
+            if told.places is not None:
+                tokens = tokens.at[:, :, acts : acts + self.groups[1]].add(told.places)
+        out, entries = self.trunk(
+            tokens, condition=steering[:, :, None], cache=cache, mask=mask, time=time, things=things
+        )
 
         channels = noisy.shape[-1]
         outputs = [linear(f"outputs_{k}", channels)(part) for k, part in enumerate(jnp.split(out, ends, axis=2))]

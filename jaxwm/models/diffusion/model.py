@@ -24,6 +24,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from jaxwm.models import register
 from jaxwm.models.base import masked_mean, temperature_of
 from jaxwm.models.diffusion import tasks
+from jaxwm.models.diffusion.conditions import ConditionReader, Told, check_conditions
 from jaxwm.models.diffusion.denoiser import Denoiser
 from jaxwm.models.diffusion.frames import FrameTokens
 from jaxwm.models.diffusion.objectives import AnyObjective, Shortcut, draw_rows, mix, split_rows
@@ -79,8 +80,9 @@ class DiffusionModel:
 
     Features are the tokens of patches and vectors side by side, then the summary: the former say where a goal is that
     is known by one frame (``first`` of the planner's objective). The control ``temperature`` scales the noise that
-    frames are made of and built on, and ``guidance`` is the g of ``u + g * (c - u)``, where u does not know the
-    action. Video without known actions trains all but what they do.
+    frames are made of and built on, and ``guidance`` is the g of ``u + g * (c - u)``, where u knows neither the
+    action nor any condition. Video without known actions trains all but what they do. Of the conditions of the spec
+    (`jaxwm.models.diffusion.conditions`) any may be given or left out, frame by frame.
 
     Args:
       spec: what the world shows and takes; exactly one image, and vectors if there are any.
@@ -101,6 +103,7 @@ class DiffusionModel:
         be known.
       drop_action: share of the actions that are hidden in training, for guidance and for unlabelled video.
       guess_action: share of the actions that are learned to be guessed, together with their frames or from them.
+      drop_condition: share of the windows in which a condition is hidden, for each of them, and that in which all are.
       dtype: what the networks compute in; parameters and states are float32.
 
     Raises:
@@ -123,6 +126,7 @@ class DiffusionModel:
     clips: Share = 0.25
     drop_action: Share = 0.1
     guess_action: Share = 0.1
+    drop_condition: Share = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     stages: ClassVar[tuple[Stage, ...]] = (
@@ -139,6 +143,7 @@ class DiffusionModel:
                 f"drop_action={self.drop_action} and guess_action={self.guess_action} leave no action that is known"
             )
         self.coder  # noqa: B018  (refuses an image that it does not fit)
+        check_conditions(self.spec.condition, images[0], self.tokenizer.patch)
 
     @property
     def compute_dtype(self) -> Any:
@@ -173,7 +178,9 @@ class DiffusionModel:
         tokens, level = self._empty(1)[:, None], jnp.zeros((1, 1, self.frames.count))
         params = {
             "tokenizer": tokenizer,
-            "denoiser": self._denoiser.init(keys[1], tokens, level, jnp.zeros((1, 1)))["params"],
+            "denoiser": self._denoiser.init(
+                keys[1], tokens, level, jnp.zeros((1, 1)), *self._silence(1), method="begin"
+            )["params"],
             "heads": self._heads.init(keys[2], jnp.zeros((1, self.features_size)))["params"],
         }
         return {"params": params, "targets": {"tokenizer": statistics}}
@@ -208,8 +215,8 @@ class DiffusionModel:
         found, seen = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, image)
         previous_action = jnp.where(begins[:, None], 0.0, previous_action)
         tokens = self.frames.join(previous_action, found.latents, observation)
-        noise = self._noise_of(keys, condition)
-        return self._take_in(variables, noise, state, tokens, ~begins).replace(
+        noise, told = self._noise_of(keys, condition), self._read_step(variables, condition, len(keys))
+        return self._take_in(variables, noise, state, tokens, ~begins, told).replace(
             seen=seen, painted=clear_rows(painted, begins)
         )
 
@@ -228,12 +235,14 @@ class DiffusionModel:
         level = jnp.broadcast_to(self.frames.is_action.astype(jnp.float32), noise.shape[:-1])
         given = self.frames.join(action, jnp.zeros((len(keys), self.coder.tokens, self.coder.channels)), None)
         start = mix(self.objective, given, noise, level)
-        denoise = self._next_frame(variables, state.cache)
+        told = self._read_step(variables, condition, len(keys))
+        denoise = self._next_frame(variables, state.cache, told)
         if condition is not None and "guidance" in condition:
-            denoise = self._guided(denoise, noise, condition["guidance"])
+            blind = self._next_frame(variables, state.cache, self._read_step(variables, None, len(keys)))
+            denoise = self._guided(denoise, blind, noise, condition["guidance"])
         tokens = sample(self.objective, denoise, start, level, self.steps, self.method)
         then = self._noise_of(then_keys, condition)
-        after = self._take_in(variables, then, state, tokens, jnp.ones_like(state.known))
+        after = self._take_in(variables, then, state, tokens, jnp.ones_like(state.known), told)
         if state.seen is None:
             return after
         after = after.replace(painted=self._paint(variables, state)[1])
@@ -269,7 +278,7 @@ class DiffusionModel:
         found = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, image)[0]
         clean = self.frames.join(previous_action, found.latents, observation)
         noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), clean.shape[1:]), clean.shape)
-        denoise = self._next_frame(variables, state.cache)
+        denoise = self._next_frame(variables, state.cache, self._read_step(variables, condition, len(keys)))
         errors = []
         for number in _SURPRISE_LEVELS:
             level = jnp.broadcast_to(jnp.where(self.frames.is_action, 1.0, number), clean.shape[:-1])
@@ -296,7 +305,7 @@ class DiffusionModel:
         Args:
           variables: of the model.
           key: row i draws from a key that is a function of (key, i).
-          trajectory: ``[B, T, ...]``; what is unknown in it has no effect.
+          trajectory: ``[B, T, ...]``; what is unknown in it has no effect. Conditions that it has are followed.
           known: levels from 0, made anew, to 1, kept as it is, by name: an image ``[B, T]`` or, by pixel,
             ``[B, T, H, W]``; a vector ``[B, T]``; ``action`` ``[B, T]``, which speaks of ``action[t]``. What is not
             named is unknown. A patch is known as well as the least known of its pixels; known pixels come back as
@@ -319,9 +328,10 @@ class DiffusionModel:
         latents = self.coder.encode(params, given[frames.image], segments).latents
         clean = frames.join(trajectory.previous_actions(), latents, given)
         level, noise = frames.levels(known, trajectory), self._noise(keys, length)
-        denoise = self._whole_clips(variables, segments)
+        denoise = self._whole_clips(variables, segments, self._read(variables, trajectory.condition, rows, length))
         if guidance is not None:
-            denoise = self._guided(denoise, noise, guidance[:, None])
+            blind = self._whole_clips(variables, segments, self._read(variables, {}, rows, length))
+            denoise = self._guided(denoise, blind, noise, guidance[:, None])
         start = mix(self.objective, clean, noise, level)
         tokens = sample(self.objective, denoise, start, level, self.steps if steps is None else steps, self.method)
 
@@ -360,7 +370,7 @@ class DiffusionModel:
         self, variables: Variables, keys: Array, batch: Trajectory, segments: Array
     ) -> dict[str, Array]:
         """Errors of unknown frames and actions, and those of the heads in the known frames."""
-        task_keys, noise_keys = split_rows(keys, 2)
+        task_keys, noise_keys, drop_keys = split_rows(keys, 3)
         images, acts = batch.observation[self.frames.image], self.frames.actions
         latents = self.coder.encode(variables["params"]["tokenizer"], images, segments).latents
         clean = jax.lax.stop_gradient(self.frames.join(batch.previous_actions(), latents, batch.observation))
@@ -370,7 +380,9 @@ class DiffusionModel:
             window=self.window, clips=self.clips, context_noise=self.context_noise,
             guess_action=self.guess_action, drop_action=self.drop_action,
         )  # fmt: skip
-        network = self._network(variables, mask=task.mask, time=jnp.tile(jnp.arange(length), (rows, 2)))
+        told = self._read(variables, batch.condition, rows, length, self._heard(drop_keys))
+        told = jax.tree.map(lambda x: jnp.concatenate([x, x], axis=1), told)
+        network = self._network(variables, mask=task.mask, time=jnp.tile(jnp.arange(length), (rows, 2)), told=told)
         noise, twice = self._noise(noise_keys, 2 * length), jnp.concatenate([clean, clean], axis=1)
         errors, summary = self.objective.loss(network, twice, noise, task.level, task.step)
         valid = jnp.tile(batch.valid, 2)
@@ -399,41 +411,44 @@ class DiffusionModel:
         """The denoiser, for tokens ``[B, T, M, C]``; fewer rows are the first ones."""
 
         def network(noisy: Array, level: Array, step: Array) -> tuple[Array, Array]:
-            first = {name: value[: len(noisy)] for name, value in attention.items()}
+            first = jax.tree.map(lambda x: x[: len(noisy)], attention)
             params = variables["params"]["denoiser"]
             return _run(self._denoiser, params, noisy, level, self._told(step), **first)[:2]
 
         return network
 
-    def _next_frame(self, variables: Variables, cache: Cache) -> Any:
+    def _next_frame(self, variables: Variables, cache: Cache, told: Told | None = None) -> Any:
         """What a sampler asks for the frame after those in ``cache``: its expected tokens ``[B, M, C]``."""
 
         def expected(noisy: Array, level: Array, step: Array) -> Array:
             output = _run(
                 self._denoiser, variables["params"]["denoiser"],
-                noisy[:, None], level[:, None], self._told(step)[:, None], cache=cache,
+                noisy[:, None], level[:, None], self._told(step)[:, None], cache=cache, told=told,
             )[0]  # fmt: skip
             return self.objective.denoised(output[:, 0], noisy, level)
 
         return expected
 
-    def _whole_clips(self, variables: Variables, segments: Array) -> Any:
+    def _whole_clips(self, variables: Variables, segments: Array, told: Told | None = None) -> Any:
         """What a sampler asks for whole clips: their expected tokens ``[B, T, M, C]``, the future in view."""
-        network = self._network(variables, mask=tasks.see_both_ways(segments, self.window))
+        network = self._network(variables, mask=tasks.see_both_ways(segments, self.window), told=told)
 
         def expected(noisy: Array, level: Array, step: Array) -> Array:
             return self.objective.denoised(network(noisy, level, step)[0], noisy, level)
 
         return expected
 
-    def _guided(self, expected: Any, noise: Array, guidance: Array) -> Any:
-        """``u + g * (c - u)``, where u is shown ``noise`` for the action; g ``[B]``, or ``[B, 1]`` for clips."""
+    def _guided(self, expected: Any, blind: Any, noise: Array, guidance: Array) -> Any:
+        """``u + g * (c - u)``, g ``[B]``, or ``[B, 1]`` for clips: c is ``expected``, u ``blind``.
+
+        The latter knows no conditions, and is shown ``noise`` for the action.
+        """
         acts = self.frames.is_action
 
         def guided(noisy: Array, level: Array, step: Array) -> Array:
             hidden = jnp.where(acts, 0.0, level)
-            blind = mix(self.objective, jnp.zeros_like(noise), noise, hidden)
-            without = expected(jnp.where(acts[:, None], blind, noisy), hidden, step)
+            nothing = mix(self.objective, jnp.zeros_like(noise), noise, hidden)
+            without = blind(jnp.where(acts[:, None], nothing, noisy), hidden, step)
             return without + guidance[..., None, None] * (expected(noisy, level, step) - without)
 
         return guided
@@ -447,7 +462,13 @@ class DiffusionModel:
         return jnp.maximum(jnp.max(step, axis=-1), smallest) if smallest else jnp.zeros(step.shape[:-1])
 
     def _take_in(
-        self, variables: Variables, noise: Array, state: DiffusionState, tokens: Array, acted: Array
+        self,
+        variables: Variables,
+        noise: Array,
+        state: DiffusionState,
+        tokens: Array,
+        acted: Array,
+        told: Told | None = None,
     ) -> DiffusionState:
         """The state with a frame more, whose action is known where ``acted`` ``[B]``."""
         level = jnp.where(self.frames.is_action, acted[:, None].astype(jnp.float32), 1.0 - self.context_noise)
@@ -455,11 +476,44 @@ class DiffusionModel:
         step = jnp.full((len(tokens), 1), self.objective.smallest)
         _, summary, entries = _run(
             self._denoiser, variables["params"]["denoiser"],
-            noisy[:, None], level[:, None], step, cache=state.cache,
+            noisy[:, None], level[:, None], step, cache=state.cache, told=told,
         )  # fmt: skip
         return state.replace(
             tokens=tokens, summary=summary[:, 0], known=jnp.ones_like(state.known), cache=state.cache.append(entries)
         )
+
+    def _read_step(self, variables: Variables, condition: Arrays | None, rows: int) -> Told | None:
+        """What the conditions ``[B, ...]`` of one step say."""
+        condition = condition or {}
+        given = {
+            field.name: condition[field.name][:, None] for field in self.spec.condition if field.name in condition
+        }
+        return self._read(variables, given, rows, 1)
+
+    def _read(
+        self, variables: Variables, condition: Arrays, rows: int, length: int, heard: Array | None = None
+    ) -> Told | None:
+        """What conditions ``[B, T, ...]`` say, those that are given and (None: all) ``heard`` ``[B, conditions]``."""
+        if not self.spec.condition:
+            return None
+        silent, known = self._silence(rows, length)
+        given = {name: condition.get(name, value) for name, value in silent.items()}
+        known |= jnp.array([name in condition for name in silent])
+        if heard is not None:
+            known &= heard[:, None]
+        told: Any = self._denoiser.apply({"params": variables["params"]["denoiser"]}, given, known, method="read")
+        return told
+
+    def _silence(self, rows: int, length: int = 1) -> tuple[dict[str, Array], Array]:
+        """Conditions that say nothing, and that none of them is known ``[B, T, conditions]``."""
+        fields = self.spec.condition
+        silent = {field.name: jnp.zeros((rows, length, *field.shape), field.dtype) for field in fields}
+        return silent, jnp.zeros((rows, length, len(fields)), bool)
+
+    def _heard(self, keys: Array) -> Array:
+        """``[B, conditions]``: which are not hidden in training."""
+        drawn = tasks.uniform(keys, 1 + len(self.spec.condition))
+        return (drawn[:, :1] >= self.drop_condition) & (drawn[:, 1:] >= self.drop_condition)
 
     def _paint(self, variables: Variables, state: DiffusionState) -> tuple[Array, Cache | None]:
         """The picture ``[B, H, W, C]`` of the last frame, and the decoder's cache with it."""
@@ -489,7 +543,11 @@ class DiffusionModel:
 
     @property
     def _denoiser(self) -> Denoiser:
-        return Denoiser(self.frames.groups, self.trunk, self.width, self.objective, self.compute_dtype)
+        reader = None
+        if self.spec.condition:
+            patch = self.tokenizer.patch
+            reader = ConditionReader(self.spec.condition, patch, self.width, self.heads, self.compute_dtype)
+        return Denoiser(self.frames.groups, self.trunk, self.width, self.objective, reader, self.compute_dtype)
 
     @property
     def _heads(self) -> _Heads:
