@@ -249,7 +249,7 @@ class Drive:
         drawn = jax.random.uniform(key, (5, max(self.cars, self.walkers)))
         before = state.along
         after = self._drive(state, action)
-        after = self._traffic(after, state, drawn[:, : self.cars])
+        after = self._traffic(after, drawn[:, : self.cars])
         after = self._walk(after, drawn[:, : self.walkers])
         after = dataclasses.replace(after, crashed=self._hits(after), off_road=jnp.abs(after.aside) > self._edge)
         ended = after.crashed | after.off_road
@@ -284,7 +284,7 @@ class Drive:
             state, along=along, aside=aside, heading=heading, speed=speed, pose=state.pose + moved
         )
 
-    def _traffic(self, state: DriveState, before: DriveState, drawn: Array) -> DriveState:
+    def _traffic(self, state: DriveState, drawn: Array) -> DriveState:
         """The other cars: distance, lane changes; who is left behind comes again ahead."""
         along, aside = state.cars[:, 0], state.cars[:, 1]
         others = jnp.concatenate([state.cars, state.walkers, jnp.stack([state.along, state.aside])[None]])
@@ -312,7 +312,7 @@ class Drive:
         gap_to_ego = along - state.along
         lost = (gap_to_ego < -_BEHIND) | (gap_to_ego > _AHEAD + 40.0)
         furthest = jnp.max(jnp.where(lost, state.along + 35.0, along))
-        place = furthest + 12.0 * jnp.cumsum(lost) + 12.0 * drawn[1]
+        place = furthest + jnp.cumsum(jnp.where(lost, 12.0 + 12.0 * drawn[1], 0.0))
         new_lane = jnp.floor(drawn[2] * self.lanes).astype(jnp.int32)
         pace = jnp.where(lost, self.pace * (0.5 + 0.5 * drawn[3]), state.car_pace)
         lane = jnp.where(lost, new_lane, lane)

@@ -242,3 +242,15 @@ def test_the_driver_model_brakes_for_what_is_near():
     assert gain[0] < gain[1] < 0 < gain[2]
     state = WORLD.reset(jax.random.key(1))
     assert keep_lane(WORLD, jax.random.key(0), state).shape == (2,)
+
+
+def test_cars_that_are_left_behind_come_again_ahead_and_apart():
+    world = Drive(size=8, cars=4, lanes=1)
+    state = world.reset(jax.random.key(0))
+    behind = jnp.stack([state.along - 30.0 - 8.0 * jnp.arange(4), jnp.zeros(4)], axis=-1)
+    step = jax.jit(jax.vmap(lambda key: world.step(key, dataclasses.replace(state, cars=behind), jnp.zeros(2)).state))
+    after = jax.device_get(step(jax.random.split(jax.random.key(2), 64)))
+    ahead = np.sort(after.cars[..., 0] - after.along[:, None], axis=1)
+    assert ahead.min() > 40
+    assert np.diff(ahead, axis=1).min() > 2 * drive.CAR[0]
+    assert len(np.unique(ahead[:, 0])) > 32
