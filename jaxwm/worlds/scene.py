@@ -83,7 +83,7 @@ class SceneTruth(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A floor of 8 by 8 metres with ``spheres`` on it, the first of which rolls, and a camera as high as a child.
+    """A floor of 8 by 8 metres with ``spheres`` on it, the first of which rolls, and a camera among them.
 
     The action is the share, -1..1, of the camera's ``speed`` forward and of its ``turn`` to the left. It passes
     neither the edge of the floor nor a sphere. The reward is 0 and an episode never terminates.
@@ -97,6 +97,7 @@ class Scene:
       paints: it leaves its colour on the tiles.
       speed: of the camera in m/s.
       turn: of the camera in radians per second.
+      wide: radians from the left edge of the picture to the right one.
       conditions: what is told beside the picture; see `condition`.
       samples: squared, the rays for each pixel.
       dt: seconds between two frames.
@@ -113,6 +114,7 @@ class Scene:
     paints: bool = True
     speed: base.Positive = 2.0
     turn: base.Positive = 1.5
+    wide: Annotated[float, pydantic.Field(gt=0, lt=3)] = 1.25
     conditions: tuple[Condition, ...] = ()
     samples: pydantic.PositiveInt = 2
     dt: base.Positive = 0.1
@@ -141,8 +143,8 @@ class Scene:
 
     @property
     def camera(self) -> rays.Camera:
-        """A little downwards, 1.25 radians wide."""
-        return rays.Camera(pitch=-0.22, field_of_view=1.25, position=(0.0, 0.0, _EYE))
+        """A little downwards, as high as a child."""
+        return rays.Camera(pitch=-0.22, field_of_view=self.wide, position=(0.0, 0.0, _EYE))
 
     def reset(self, key: Array) -> SceneState:
         """Each sphere in a quarter of the floor of its own, the camera in the middle, looking anywhere."""

@@ -16,11 +16,12 @@ VECTORS = jaxwm.Spec((jaxwm.Field("vector", (4,), "float32"),), jaxwm.ActionSpec
 
 TOLD = dataclasses.replace(
     PICTURES,
+    observation=tuple(jaxwm.Field(name, (16, 16, 3), "uint8") for name in ("front", "left")),
     condition=(
         jaxwm.Field("caption", (4,), "int32"),
         jaxwm.Field("weather", (3,), "float32"),
         jaxwm.Field("boxes", (2, 5), "float32"),
-        jaxwm.Field("depth", (16, 16, 1), "uint8"),
+        jaxwm.Field("depth", (16, 16, 2), "uint8"),
     ),
 )
 
@@ -84,7 +85,7 @@ TINY = {
     ),
     "diffusion": models.FAMILIES["diffusion"](
         TOLD,
-        tokenizer=Tokenizer(width=16, blocks=1, heads=2, channels=4),
+        tokenizer=Tokenizer(patch=8, width=16, blocks=1, heads=2, channels=4),
         objective=Shortcut(halvings=2),
         width=24,
         blocks=1,

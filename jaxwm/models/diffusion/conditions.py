@@ -31,7 +31,7 @@ class Told(NamedTuple):
       steering: ``[B, T, C]`` to be added to what steers the blocks.
       things: ``[B, T, K, C]`` to be looked at; the first one says nothing and is always there.
       seen: ``[B, T, K]`` bool, which of them are there.
-      places: ``[B, T, N, C]`` to be added to the patches, or None where there are no maps.
+      places: ``[B, T, V * N, C]`` to be added to the patches of V images, or None where there are no maps.
     """
 
     steering: Array
@@ -55,12 +55,14 @@ def is_set(field: Field) -> bool:
     return field.dtype == "float32" and len(field.shape) > 1
 
 
-def check_conditions(fields: tuple[Field, ...], image: Field, patch: int) -> None:
-    """Raises ValueError unless a model of ``image`` can read all of ``fields``; names the one that it cannot."""
+def check_conditions(fields: tuple[Field, ...], images: tuple[Field, ...]) -> None:
+    """Raises ValueError unless a model of ``images`` can read all of ``fields``; names the one that it cannot."""
     for field in fields:
-        if is_map(field) and field.shape[:2] != image.shape[:2]:
+        side = images[0].shape[:2]
+        if is_map(field) and (field.shape[:2] != side or field.shape[2] % len(images)):
             raise ValueError(
-                f"condition[{field.name!r}] is a map of {field.shape[:2]}, the image is {image.shape[:2]}"
+                f"condition[{field.name!r}] is a map {list(field.shape)}, expected {list(side)} with channels for "
+                f"each of the {len(images)} images"
             )
         if not (is_words(field) or is_map(field) or (field.dtype == "float32" and field.shape)):
             raise ValueError(
@@ -76,12 +78,14 @@ class ConditionReader(nn.Module):
 
     Args:
       fields: the conditions of the spec, in order.
+      cameras: V, how many images there are; the channels of a map are those of the first, then of the second ...
       patch: side of the patches of maps, that of the tokenizer.
       width: of the network.
       heads: of the attention among words.
     """
 
     fields: tuple[Field, ...]
+    cameras: int
     patch: int
     width: int
     heads: int
@@ -106,7 +110,8 @@ class ConditionReader(nn.Module):
                 things.append(self._words(field, value))
                 seen.append(told & (value > 0))
             elif is_map(field):
-                shown = patchify(value.astype(jnp.float32) / 127.5 - 1.0, self.patch)
+                each = jnp.stack(jnp.split(value, self.cameras, axis=-1), axis=2)
+                shown = patchify(each.astype(jnp.float32) / 127.5 - 1.0, self.patch)
                 shown = shown.reshape(*leading, -1, shown.shape[-1])
                 read = MLP(self.width, 2, dtype=self.dtype, name=f"{field.name}_hidden")(shown)
                 read = Linear(self.width, 0.0, dtype=self.dtype, name=f"{field.name}_output")(read)

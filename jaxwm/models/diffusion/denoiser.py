@@ -19,7 +19,7 @@ _FREQUENCIES = 6
 
 
 class Denoiser(nn.Module):
-    """A transformer over frames of tokens: parts of the action that led to a frame, its patches, parts of its vectors.
+    """A transformer over frames of tokens: parts of the action that led to it, patches, parts of vectors.
 
     How noisy a token is, is part of the token. The level of its frame (that of the noisiest token that shows
     something), the size of the step that is asked for and the action with its own level steer all blocks (adaLN-Zero
@@ -90,7 +90,7 @@ class Denoiser(nn.Module):
         if told is not None:
             steering, things = steering + told.steering, (told.things, told.seen)
             if told.places is not None:
-                tokens = tokens.at[:, :, acts : acts + self.groups[1]].add(told.places)
+                tokens = tokens.at[:, :, acts : acts + told.places.shape[2]].add(told.places)
         out, entries = self.trunk(
             tokens, condition=steering[:, :, None], cache=cache, mask=mask, time=time, things=things
         )

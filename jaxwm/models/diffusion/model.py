@@ -24,12 +24,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from jaxwm.models import register
 from jaxwm.models.base import masked_mean, temperature_of
 from jaxwm.models.diffusion import tasks
+from jaxwm.models.diffusion.cameras import Cameras
 from jaxwm.models.diffusion.conditions import ConditionReader, Told, check_conditions
 from jaxwm.models.diffusion.denoiser import Denoiser
 from jaxwm.models.diffusion.frames import FrameTokens
 from jaxwm.models.diffusion.objectives import AnyObjective, Shortcut, draw_rows, mix, split_rows
 from jaxwm.models.diffusion.samplers import Method, sample
-from jaxwm.models.tokenizer import BoundTokenizer, Tokenizer
+from jaxwm.models.tokenizer import Tokenizer
 from jaxwm.nn import MLP, Bernoulli, Linear
 from jaxwm.nn.transformer import Cache, FrameTransformer, clear_rows
 from jaxwm.types import Array, Arrays, Aux, Prediction, Spec, Stage, Trajectory, Variables
@@ -85,8 +86,9 @@ class DiffusionModel:
     (`jaxwm.models.diffusion.conditions`) any may be given or left out, frame by frame.
 
     Args:
-      spec: what the world shows and takes; exactly one image, and vectors if there are any.
-      tokenizer: of the image.
+      spec: what the world shows and takes; images of one shape, such as those of several cameras, and vectors if there
+        are any.
+      tokenizer: of the images.
       objective: what is learned: ``edm``, ``flow``, ``forcing`` or ``shortcut``.
       method: how frames are sampled.
       steps: of the sampler for each frame.
@@ -101,13 +103,14 @@ class DiffusionModel:
         were made (section 3 of the paper on Dreamer 4); those of the training have at most as much.
       clips: share of the windows that are learned as clips, whose frames see the future too and any part of which may
         be known.
+      squash: makes room for small actions; see `FrameTokens`.
       drop_action: share of the actions that are hidden in training, for guidance and for unlabelled video.
       guess_action: share of the actions that are learned to be guessed, together with their frames or from them.
       drop_condition: share of the windows in which a condition is hidden, for each of them, and that in which all are.
       dtype: what the networks compute in; parameters and states are float32.
 
     Raises:
-      ValueError: no image or several, or shares that are more than a whole.
+      ValueError: no image or several shapes, shares that are more than a whole, or a squash that does not fit.
     """
 
     spec: Spec
@@ -124,6 +127,7 @@ class DiffusionModel:
     units: PositiveInt = 128
     context_noise: Share = 0.1
     clips: Share = 0.25
+    squash: tuple[float, ...] = ()
     drop_action: Share = 0.1
     guess_action: Share = 0.1
     drop_condition: Share = 0.1
@@ -135,15 +139,12 @@ class DiffusionModel:
     )
 
     def __post_init__(self) -> None:
-        images = self.spec.images
-        if len(images) != 1:
-            raise ValueError(f"diffusion takes exactly one image, but this world shows {len(images)}")
         if self.drop_action + self.guess_action >= 1:
             raise ValueError(
                 f"drop_action={self.drop_action} and guess_action={self.guess_action} leave no action that is known"
             )
-        self.coder  # noqa: B018  (refuses an image that it does not fit)
-        check_conditions(self.spec.condition, images[0], self.tokenizer.patch)
+        self.frames  # noqa: B018  (refuses images and actions that it does not fit)
+        check_conditions(self.spec.condition, self.spec.images)
 
     @property
     def compute_dtype(self) -> Any:
@@ -151,14 +152,14 @@ class DiffusionModel:
         return jnp.dtype(self.dtype)
 
     @property
-    def coder(self) -> BoundTokenizer:
-        """The tokenizer of the image."""
-        return self.tokenizer.bind(self.spec.images[0])
+    def coder(self) -> Cameras:
+        """The tokenizer of the images."""
+        return Cameras(self.tokenizer, self.spec.images)
 
     @property
     def frames(self) -> FrameTokens:
         """What a frame is to the transformer."""
-        return FrameTokens(self.spec, self.coder)
+        return FrameTokens(self.spec, self.coder, self.squash)
 
     @property
     def trunk(self) -> FrameTransformer:
@@ -173,8 +174,7 @@ class DiffusionModel:
         """Fresh variables; see `jaxwm.types.WorldModel.init`."""
         self.spec.check_trajectory(batch)
         keys = jax.random.split(key, 3)
-        images = batch.observation[self.frames.image]
-        tokenizer, statistics = self.coder.init(keys[0], images, batch.valid)
+        tokenizer, statistics = self.coder.init(keys[0], batch.observation, batch.valid)
         tokens, level = self._empty(1)[:, None], jnp.zeros((1, 1, self.frames.count))
         params = {
             "tokenizer": tokenizer,
@@ -211,10 +211,9 @@ class DiffusionModel:
         begins = is_first | ~state.known
         painted = self._paint(variables, state)[1]
         state = state.replace(cache=state.cache.forget(begins), seen=clear_rows(state.seen, begins))
-        image = observation[self.frames.image]
-        found, seen = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, image)
+        latents, seen = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, observation)
         previous_action = jnp.where(begins[:, None], 0.0, previous_action)
-        tokens = self.frames.join(previous_action, found.latents, observation)
+        tokens = self.frames.join(previous_action, latents, observation)
         noise, told = self._noise_of(keys, condition), self._read_step(variables, condition, len(keys))
         return self._take_in(variables, noise, state, tokens, ~begins, told).replace(
             seen=seen, painted=clear_rows(painted, begins)
@@ -233,7 +232,7 @@ class DiffusionModel:
         start_keys, then_keys = split_rows(keys, 2)
         noise = self._noise_of(start_keys, condition)
         level = jnp.broadcast_to(self.frames.is_action.astype(jnp.float32), noise.shape[:-1])
-        given = self.frames.join(action, jnp.zeros((len(keys), self.coder.tokens, self.coder.channels)), None)
+        given = self.frames.join(action, self.frames.latents(self._empty(len(keys))), None)
         start = mix(self.objective, given, noise, level)
         told = self._read_step(variables, condition, len(keys))
         denoise = self._next_frame(variables, state.cache, told)
@@ -246,7 +245,7 @@ class DiffusionModel:
         if state.seen is None:
             return after
         after = after.replace(painted=self._paint(variables, state)[1])
-        made = jnp.round(255 * self._paint(variables, after)[0]).astype(jnp.uint8)
+        made = jax.tree.map(_as_bytes, self._paint(variables, after)[0])
         seen = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, made)[1]
         return after.replace(seen=seen)
 
@@ -256,7 +255,7 @@ class DiffusionModel:
 
     def decode(self, variables: Variables, state: DiffusionState) -> Prediction:
         """The frame that the tokens stand for, reward and continuation."""
-        observation = {self.frames.image: self._paint(variables, state)[0], **self.frames.vectors(state.tokens)}
+        observation = {**self._paint(variables, state)[0], **self.frames.vectors(state.tokens)}
         reward, going = _run(self._heads, variables["params"]["heads"], self.features(variables, state))
         return Prediction(observation, reward, going.mean())
 
@@ -274,9 +273,8 @@ class DiffusionModel:
         The noise is the same for all frames: what differs between two of them is not chance.
         """
         self.spec.check_step(previous_action, observation, keys.shape[0])
-        image = observation[self.frames.image]
-        found = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, image)[0]
-        clean = self.frames.join(previous_action, found.latents, observation)
+        latents = self.coder.encode_step(variables["params"]["tokenizer"], state.seen, observation)[0]
+        clean = self.frames.join(previous_action, latents, observation)
         noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), clean.shape[1:]), clean.shape)
         denoise = self._next_frame(variables, state.cache, self._read_step(variables, condition, len(keys)))
         errors = []
@@ -325,7 +323,7 @@ class DiffusionModel:
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
         segments = jnp.where(trajectory.valid, jnp.cumsum(trajectory.is_first, axis=1), -1)
         params, given = variables["params"]["tokenizer"], trajectory.observation
-        latents = self.coder.encode(params, given[frames.image], segments).latents
+        latents = self.coder.encode(params, given, segments)
         clean = frames.join(trajectory.previous_actions(), latents, given)
         level, noise = frames.levels(known, trajectory), self._noise(keys, length)
         denoise = self._whole_clips(variables, segments, self._read(variables, trajectory.condition, rows, length))
@@ -335,10 +333,9 @@ class DiffusionModel:
         start = mix(self.objective, clean, noise, level)
         tokens = sample(self.objective, denoise, start, level, self.steps if steps is None else steps, self.method)
 
-        made = frames.vectors(tokens)
-        picture = self.coder.decode(params, frames.latents(tokens), segments)
-        made[frames.image] = jnp.round(255.0 * picture).astype(jnp.uint8)
-        kept = known | {frames.image: frames.pixel_levels(known)}
+        pictures = self.coder.decode(params, frames.latents(tokens), segments)
+        made = frames.vectors(tokens) | jax.tree.map(_as_bytes, pictures)
+        kept = known | frames.pixel_levels(known)
         observation = {
             name: jnp.where(kept[name][..., None] == 1.0, given[name], value) for name, value in made.items()
         }
@@ -352,8 +349,8 @@ class DiffusionModel:
         segments = jnp.where(batch.valid, jnp.cumsum(batch.is_first, axis=1), -1)
         if stage == "tokenizer":
             params, statistics = variables["params"]["tokenizer"], variables["targets"]["tokenizer"]
-            images = batch.observation[self.frames.image]
-            total, metrics, found = self.coder.loss(params, statistics, keys, images, batch.valid, segments)
+            observation = batch.observation
+            total, metrics, found = self.coder.loss(params, statistics, keys, observation, batch.valid, segments)
             return total, Aux(metrics, found)
         losses = self._dynamics_losses(variables, keys, batch, segments)
         return sum(losses.values(), jnp.zeros(())), Aux({f"loss/{name}": value for name, value in losses.items()})
@@ -363,7 +360,7 @@ class DiffusionModel:
         if stage != "tokenizer":
             return variables
         params, targets = variables["params"], variables["targets"]
-        tokenizer, statistics = self.coder.after_update(params["tokenizer"], targets["tokenizer"], aux.states)
+        tokenizer, statistics = self.coder.one.after_update(params["tokenizer"], targets["tokenizer"], aux.states)
         return {"params": {**params, "tokenizer": tokenizer}, "targets": {**targets, "tokenizer": statistics}}
 
     def _dynamics_losses(
@@ -371,8 +368,8 @@ class DiffusionModel:
     ) -> dict[str, Array]:
         """Errors of unknown frames and actions, and those of the heads in the known frames."""
         task_keys, noise_keys, drop_keys = split_rows(keys, 3)
-        images, acts = batch.observation[self.frames.image], self.frames.actions
-        latents = self.coder.encode(variables["params"]["tokenizer"], images, segments).latents
+        acts = self.frames.actions
+        latents = self.coder.encode(variables["params"]["tokenizer"], batch.observation, segments)
         clean = jax.lax.stop_gradient(self.frames.join(batch.previous_actions(), latents, batch.observation))
         rows, length = clean.shape[:2]
         task = tasks.draw(
@@ -515,8 +512,8 @@ class DiffusionModel:
         drawn = tasks.uniform(keys, 1 + len(self.spec.condition))
         return (drawn[:, :1] >= self.drop_condition) & (drawn[:, 1:] >= self.drop_condition)
 
-    def _paint(self, variables: Variables, state: DiffusionState) -> tuple[Array, Cache | None]:
-        """The picture ``[B, H, W, C]`` of the last frame, and the decoder's cache with it."""
+    def _paint(self, variables: Variables, state: DiffusionState) -> tuple[dict[str, Array], Cache | None]:
+        """The pictures ``[B, H, W, C]`` of the last frame by name, and the decoder's cache with them."""
         latents = self.frames.latents(state.tokens)
         return self.coder.decode_step(variables["params"]["tokenizer"], state.painted, latents)
 
@@ -545,13 +542,18 @@ class DiffusionModel:
     def _denoiser(self) -> Denoiser:
         reader = None
         if self.spec.condition:
-            patch = self.tokenizer.patch
-            reader = ConditionReader(self.spec.condition, patch, self.width, self.heads, self.compute_dtype)
+            reader = ConditionReader(
+                self.spec.condition, self.coder.count, self.tokenizer.patch, self.width, self.heads, self.compute_dtype
+            )
         return Denoiser(self.frames.groups, self.trunk, self.width, self.objective, reader, self.compute_dtype)
 
     @property
     def _heads(self) -> _Heads:
         return _Heads(self.units, self.compute_dtype)
+
+
+def _as_bytes(image: Array) -> Array:
+    return jnp.round(255.0 * image).astype(jnp.uint8)
 
 
 def _run(module: nn.Module, params: Any, *inputs: Any, **named: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxwm.models.diffusion.frames import FrameTokens
 from jaxwm.models.diffusion.objectives import Objective, draw_rows, split_rows
@@ -67,7 +68,7 @@ def draw(
     # The frames of a clip are made together, so they have one level.
     alike = lambda x: jnp.repeat(x[:, ::length], length, axis=1)  # noqa: E731
     level, step = (jnp.where(clip, alike(x), x) for x in (level, step))
-    parts = [known_in_clips(key, length, frames.count - acts) for key in copy_keys[:2]]
+    parts = [known_in_clips(key, length, frames.groups[1:], frames.cameras.count) for key in copy_keys[:2]]
     context = jnp.arange(2 * length) < length
     known = jnp.where(clip[..., None], jnp.concatenate(parts, axis=1), context[:, None])
     # What a frame of a dream is built on is a little noisy; what is known of a clip is not.
@@ -128,12 +129,24 @@ def see_both_ways(segments: Array, window: int) -> Array:
     return before | before.swapaxes(1, 2)
 
 
-def known_in_clips(keys: Array, length: int, count: int) -> Array:
-    """``[B, T, count]``: tokens of some frames or some places, each time another share of them, or all, or none."""
+def known_in_clips(keys: Array, length: int, groups: tuple[int, ...], cameras: int) -> Array:
+    """``[B, T, M]``: tokens of some frames or some places, each time another share of them, or all, or none.
+
+    Args:
+      keys: ``[B]``.
+      length: T.
+      groups: how many tokens there are of each kind, M together, those of the images first.
+      cameras: how many images; if several, half of the places are whole images, in all frames.
+    """
     kind_keys, share_keys, frame_keys, place_keys = split_rows(keys, 4)
     kind, share = uniform(kind_keys, 1, 1), uniform(share_keys, 1, 1)
+    drawn = uniform(place_keys, 1, sum(groups))
+    if cameras > 1:
+        whole_keys, camera_keys = split_rows(place_keys, 2)
+        each = jnp.repeat(uniform(camera_keys, 1, len(groups)), np.array(groups), axis=2)
+        drawn = jnp.where(uniform(whole_keys, 1, 1) < 0.5, each, drawn)
     frames = (uniform(frame_keys, length, 1) < share) & (kind < _SOME_FRAMES)
-    places = (uniform(place_keys, 1, count) < share) & (kind > 1 - _SOME_PLACES)
+    places = (drawn < share) & (kind > 1 - _SOME_PLACES)
     return frames | places | ((kind > _SOME_FRAMES) & (kind < _SOME_FRAMES + _ALL))
 
 

@@ -157,7 +157,7 @@ def test_conditions_that_cannot_be_read_are_named():
     for field, message in (
         (
             jaxwm.Field("depth", (8, 8, 1), "uint8"),
-            r"condition\['depth'\] is a map of \(8, 8\), the image is \(16, 16\)",
+            r"condition\['depth'\] is a map \[8, 8, 1\], expected \[16, 16\]",
         ),
         (jaxwm.Field("mood", (), "float32"), r"condition\['mood'\] is float32\[\], expected words"),
         (jaxwm.Field("grid", (3, 3), "int32"), r"condition\['grid'\] is int32\[3, 3\]"),

@@ -58,7 +58,7 @@ def make(variables):
 
 def test_frame_by_frame_with_the_cache_is_the_same_as_all_at_once(variables, batch):
     observed = jaxwm.observe_sequence(MODEL, variables, jax.random.key(3), batch, return_states=True)
-    latents = MODEL.coder.encode(variables["params"]["tokenizer"], batch.observation["image"]).latents
+    latents = MODEL.coder.encode(variables["params"]["tokenizer"], batch.observation, jnp.zeros((ROWS, LENGTH), int))
     tokens = MODEL.frames.join(batch.previous_actions(), latents, batch.observation)
     np.testing.assert_allclose(observed.states.tokens, tokens, atol=1e-5)
     level = jnp.ones(tokens.shape[:-1]).at[:, 0, : MODEL.frames.actions].set(0.0)
@@ -244,7 +244,7 @@ def test_levels_of_what_is_not_there_are_refused(variables, batch, known, messag
 
 def test_impossible_models_are_refused():
     vectors = jaxwm.Spec((jaxwm.Field("speed", (3,), "float32"),), SPEC.action)
-    with pytest.raises(ValueError, match="exactly one image, but this world shows 0"):
+    with pytest.raises(ValueError, match="images of one shape, but this world shows none"):
         DiffusionModel(vectors)
     with pytest.raises(ValueError, match="leave no action that is known"):
         dataclasses.replace(MODEL, drop_action=0.6, guess_action=0.4)

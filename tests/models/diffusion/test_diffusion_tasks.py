@@ -8,6 +8,7 @@ import numpy as np
 
 import jaxwm
 from jaxwm.models.diffusion import Shortcut, tasks
+from jaxwm.models.diffusion.cameras import Cameras
 from jaxwm.models.diffusion.frames import FrameTokens
 from jaxwm.models.tokenizer import Tokenizer
 from jaxwm.testing import moving_clips
@@ -35,7 +36,7 @@ def test_the_copies_of_a_clip_see_themselves_both_ways_and_not_each_other():
 
 
 def test_a_clip_is_given_frames_or_places_or_all_or_nothing():
-    known = np.asarray(tasks.known_in_clips(KEYS, 4, 6))
+    known = np.asarray(tasks.known_in_clips(KEYS, 4, (4, 2), cameras=1))
     assert known.shape == (600, 4, 6)
     whole_frames = (known == known[:, :, :1]).all((1, 2))
     same_places = (known == known[:, :1]).all((1, 2))
@@ -46,9 +47,18 @@ def test_a_clip_is_given_frames_or_places_or_all_or_nothing():
         assert kind.mean() > 0.1
 
 
+def test_half_of_the_places_of_several_cameras_are_whole_pictures():
+    known = np.asarray(tasks.known_in_clips(KEYS, 3, (4, 4, 2), cameras=2))
+    same_places = (known == known[:, :1]).all((1, 2)) & ~known.all((1, 2)) & known.any((1, 2))
+    first = known[same_places][:, 0]
+    whole = (first[:, :4] == first[:, :1]).all(1) & (first[:, 4:8] == first[:, 4:5]).all(1)
+    assert 0.4 < whole.mean() < 0.75
+    assert (first[:, 0] & ~first[:, 4])[whole].mean() > 0.1, "one camera is known and the other not"
+
+
 def test_only_what_is_to_be_made_takes_steps():
     batch = jax.tree.map(lambda x: jnp.repeat(x, 300, axis=0), moving_clips(SPEC, 2, 4))
-    frames = FrameTokens(SPEC, Tokenizer(patch=4).bind(SPEC.images[0]))
+    frames = FrameTokens(SPEC, Cameras(Tokenizer(patch=4), SPEC.images))
     shares = {"clips": 0.5, "context_noise": 0.1, "guess_action": 0.3, "drop_action": 0.2}
     task = tasks.draw(KEYS, batch, jnp.ones((600, 4), int), Shortcut(), frames, window=2, **shares)
     assert 0.2 < task.guessed.mean() < 0.6
