@@ -12,7 +12,8 @@ from jaxwm.worlds.dodge import Dodge, DodgeState, step_aside
 from jaxwm.worlds.drive import Drive, DriveState, keep_lane
 from jaxwm.worlds.reach import Reach, ReachState, push_to_goal
 from jaxwm.worlds.rooms import Rooms, RoomsState, rush, walk_to_goal
-from jaxwm.worlds.scene import Scene, SceneState, look_around
+from jaxwm.worlds.scene import Scene, SceneState, look_around, stand_still
+from jaxwm.worlds.several import Several, SeveralState
 
 __all__ = [
     "POLICIES",
@@ -30,6 +31,8 @@ __all__ = [
     "RoomsState",
     "Scene",
     "SceneState",
+    "Several",
+    "SeveralState",
     "Transition",
     "World",
     "hold_centre",
@@ -41,6 +44,7 @@ __all__ = [
     "random_policy",
     "rollout",
     "rush",
+    "stand_still",
     "step_aside",
     "walk_to_goal",
 ]
@@ -52,6 +56,7 @@ WORLDS: dict[str, type] = {
     "reach": Reach,
     "rooms": Rooms,
     "scene": Scene,
+    "several": Several,
 }
 """Every world by name."""
 
@@ -61,7 +66,8 @@ POLICIES: dict[str, dict[str, Policy]] = {
     "drive": {"random": random_policy, "keep_lane": keep_lane},
     "reach": {"random": random_policy, "push_to_goal": push_to_goal},
     "rooms": {"random": random_policy, "walk_to_goal": walk_to_goal, "rush": rush},
-    "scene": {"random": random_policy, "look_around": look_around},
+    "scene": {"random": random_policy, "look_around": look_around, "stand_still": stand_still},
+    "several": {"random": random_policy},
 }
 """The policies to record each world with, by the name of the world and of the policy."""
 

@@ -98,6 +98,7 @@ class Scene:
       speed: of the camera in m/s.
       turn: of the camera in radians per second.
       wide: radians from the left edge of the picture to the right one.
+      start: where the camera is at first: in the ``middle``, looking anywhere, or at the ``edge``, looking inwards.
       conditions: what is told beside the picture; see `condition`.
       samples: squared, the rays for each pixel.
       dt: seconds between two frames.
@@ -115,6 +116,7 @@ class Scene:
     speed: base.Positive = 2.0
     turn: base.Positive = 1.5
     wide: Annotated[float, pydantic.Field(gt=0, lt=3)] = 1.25
+    start: Literal["middle", "edge"] = "middle"
     conditions: tuple[Condition, ...] = ()
     samples: pydantic.PositiveInt = 2
     dt: base.Positive = 0.1
@@ -147,7 +149,7 @@ class Scene:
         return rays.Camera(pitch=-0.22, field_of_view=self.wide, position=(0.0, 0.0, _EYE))
 
     def reset(self, key: Array) -> SceneState:
-        """Each sphere in a quarter of the floor of its own, the camera in the middle, looking anywhere."""
+        """Each sphere in a quarter of the floor of its own, the camera where ``start`` says."""
         order_key, key = jax.random.split(key)
         orders = jax.vmap(lambda key: jax.random.permutation(key, len(COLOURS)))(jax.random.split(order_key))
         drawn = jax.random.uniform(key, (8 + 3 * self.spheres,))
@@ -163,9 +165,14 @@ class Scene:
         place = jnp.where(there[:, None], place, (SIDE / 2 - 1e-3) * corner)
         rolls, towards = 2 * jnp.pi * drawn[0], 2 * jnp.pi * drawn[1]
         high = 0.5 + 0.5 * drawn[2]
+        heading, at = 2 * jnp.pi * drawn[6], 0.8 * drawn[3:5] - 0.4
+        if self.start == "edge":
+            # As far back as the floor goes, half a radian at most past its middle.
+            at = (0.4 - SIDE / 2) * jnp.stack([jnp.cos(heading), jnp.sin(heading)])
+            heading += drawn[3] - 0.5
         return SceneState(
-            place=0.8 * drawn[3:5] - 0.4,
-            heading=2 * jnp.pi * drawn[6],
+            place=at,
+            heading=heading,
             motion=jnp.zeros(2),
             spheres=place,
             velocity=base.within(self.rolling, drawn[7]) * jnp.stack([jnp.cos(rolls), jnp.sin(rolls)]),
@@ -344,3 +351,9 @@ def look_around(world: Scene, key: Array, state: SceneState) -> Array:
     """A scripted policy: stands still and turns to the left, all around; ``[2]``."""
     del world, key, state
     return jnp.array([0.0, 1.0])
+
+
+def stand_still(world: Scene, key: Array, state: SceneState) -> Array:
+    """A scripted policy: watches what happens where it is; ``[2]``."""
+    del world, key, state
+    return jnp.zeros(2)

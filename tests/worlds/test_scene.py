@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm.worlds import Scene, World, captions, look_around, make_world, rollout, scene
+from jaxwm.worlds import Scene, World, captions, look_around, make_world, rollout, scene, stand_still
 
 WORLD = Scene(size=16, samples=1)
 LENGTH = 80
@@ -181,3 +181,28 @@ def test_wrong_parameters_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             make_world("scene", **parameters)
+
+
+def test_a_camera_at_the_edge_looks_at_what_is_on_the_floor():
+    """And a wide one sees more of it than a narrow one."""
+    keys = jax.random.split(jax.random.key(0), 64)
+
+    def share_seen(**changes):
+        world = dataclasses.replace(WORLD, **changes)
+        states = jax.vmap(world.reset)(keys)
+        edge = jnp.linalg.norm(states.place, axis=-1)
+        return float(jnp.mean(jax.vmap(world.info)(states)["visible"])), np.asarray(edge)
+
+    middle, near = share_seen()
+    edge, far = share_seen(start="edge")
+    wide, _ = share_seen(wide=2.0)
+    assert (near < 0.6).all()
+    np.testing.assert_allclose(far, scene.SIDE / 2 - 0.4, rtol=1e-5)
+    assert edge > 2 * middle
+    assert wide > 1.3 * middle
+
+
+def test_who_stands_still_sees_what_rolls():
+    trajectory = jax.jit(lambda key: rollout(WORLD, key, 4, stand_still))(jax.random.key(0))
+    np.testing.assert_array_equal(trajectory.info["place"], trajectory.info["place"][:1].repeat(4, 0))
+    assert (trajectory.info["spheres"][0, 0] != trajectory.info["spheres"][3, 0]).any()
