@@ -33,6 +33,7 @@ import numpy as np
 
 import jaxwm
 from experiments.record import head, picture, read, write
+from experiments.runs import CONFIGS, Runs
 from jaxwm import data, worlds
 from jaxwm.config import build_world
 from jaxwm.data.generate import simulated
@@ -42,7 +43,6 @@ from jaxwm.evaluation.parse import ball_positions
 from jaxwm.worlds import Bounce
 
 HERE = pathlib.Path(__file__).parent
-CONFIGS = HERE.parents[1] / "configs"
 FORCE = ["data.generate.world.force=2.0", "data.generate.train=4000"]
 DIFFUSION = [*FORCE, "stages.dynamics.steps=22000", "training.evaluate_every=4000", "training.video_every=0"]
 FORCING = "model.objective={name: forcing, mean: -1.5, spread: 1.5}"
@@ -101,37 +101,11 @@ def main():
     parser.add_argument("claim", choices=CLAIMS)
     parser.add_argument("--runs", type=pathlib.Path, required=True, help="for the run folders, outside the work tree")
     arguments = parser.parse_args()
-    result = CLAIMS[arguments.claim](Runs(arguments.runs))
+    result = CLAIMS[arguments.claim](Runs(arguments.runs, RUNS))
     about = head(f"python experiments/diffusion/run.py {arguments.claim}", seed=0)
     path = HERE / "results.json"
     write(path, {**read(path), arguments.claim: {**result, **about}})
     print(json.dumps(result, indent=1))
-
-
-class Runs:
-    """The runs in ``folder``, trained to their end when they are asked for."""
-
-    def __init__(self, folder):
-        self.folder, self.facts = folder, {}
-
-    def __call__(self, name, *overrides, title=None):
-        """The run ``name``; ``title`` names its folder where ``overrides`` make it another one."""
-        (config, episodes, usual), title = RUNS[name], title or name
-        where = f"data.path={self.folder / episodes}"
-        run = jaxwm.train(jaxwm.load_config(CONFIGS / config, [where, *usual, *overrides]), self.folder / title)
-        lines = [json.loads(line) for line in (self.folder / title / "metrics.jsonl").read_text().splitlines()]
-        timed = [(line["step"], line["train/steps_per_second"]) for line in lines if "train/steps_per_second" in line]
-        steps, speeds = np.diff([0, *(step for step, _ in timed)]), np.array([speed for _, speed in timed])
-        # Stretches in which the machine was kept from it count as the others do.
-        speeds = np.where(speeds < np.median(speeds) / 2, np.median(speeds), speeds)
-        self.facts[title] = {
-            "configuration": config,
-            "overrides": [*usual, *overrides],
-            "steps": run.step,
-            "parameters": sum(x.size for x in jax.tree.leaves(run.variables["params"])),
-            "seconds_in_updates": round(float(np.sum(steps / speeds))),
-        }
-        return run
 
 
 # Pictures of dreams and how far they are from the truth.

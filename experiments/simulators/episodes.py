@@ -36,8 +36,8 @@ def scene_words(caption):
 def is_held_out(world, episode):
     """Whether it shows something that is to be kept from a training."""
     if world == "drive":
-        weather, time = int(episode.info["weather"][0]), int(episode.info["time"][0])
-        return (WEATHERS[weather], TIMES[time]) in WEATHER_AT
+        met = {(WEATHERS[w], TIMES[t]) for w, t in zip(episode.info["weather"], episode.info["time"], strict=True)}
+        return bool(met & WEATHER_AT)
     for caption in np.unique(episode.condition["caption"], axis=0):
         colours, rolls = scene_words(caption)
         if rolls in ROLLS or colours >= TOGETHER:

@@ -146,6 +146,7 @@ class Drive:
       crossings: share of the walkers that cross the road, in front of the ego car.
       weathers: those to be drawn from.
       times: likewise, of the day.
+      changes: of both of them, per second; they come at once.
       conditions: what is told beside the pictures; see `condition`.
       samples: squared, the rays for each pixel.
       dt: seconds between two frames.
@@ -174,6 +175,7 @@ class Drive:
         "dusk",
         "night",
     )
+    changes: base.NonNegative = 0.0
     conditions: tuple[Condition, ...] = ()
     samples: pydantic.PositiveInt = 2
     dt: base.Positive = 0.2
@@ -215,9 +217,7 @@ class Drive:
         lanes = jnp.floor(cars[0] * self.lanes).astype(jnp.int32)
         gaps = 12.0 + 14.0 * cars[1]
         pace = self.pace * (0.5 + 0.5 * cars[2])
-        choose = lambda share, names, known: jnp.asarray([known.index(name) for name in names], jnp.int32)[  # noqa: E731
-            jnp.floor(share * len(names)).astype(jnp.int32)
-        ]
+        weather, time = self._draw_weather(weather_time)
         walker_along = 25.0 + 45.0 * walkers[0]
         state = DriveState(
             along=jnp.zeros(()),
@@ -236,8 +236,8 @@ class Drive:
             walker_way=jnp.zeros(self.walkers),
             walker_starts=jnp.zeros(self.walkers),
             crossing=jnp.zeros(self.walkers, bool),
-            weather=choose(weather_time[0], self.weathers, WEATHERS),
-            time=choose(weather_time[1], self.times, TIMES),
+            weather=weather,
+            time=time,
             crashed=jnp.array(False),
             off_road=jnp.array(False),
         )
@@ -252,9 +252,24 @@ class Drive:
         after = self._traffic(after, drawn[:, : self.cars])
         after = self._walk(after, drawn[:, : self.walkers])
         after = dataclasses.replace(after, crashed=self._hits(after), off_road=jnp.abs(after.aside) > self._edge)
+        if self.changes:
+            chance = jax.random.uniform(jax.random.fold_in(key, 1), (3,))
+            weather, time = self._draw_weather(chance[1:])
+            now = chance[0] < self.changes * self.dt
+            weather, time = jnp.where(now, weather, after.weather), jnp.where(now, time, after.time)
+            after = dataclasses.replace(after, weather=weather, time=time)
         ended = after.crashed | after.off_road
         made = jnp.clip((after.along - before) / (self.pace * self.dt), 0.0, 1.0)
         return base.Transition(after, made - ended, ended)
+
+    def _draw_weather(self, shares: Array) -> tuple[Array, Array]:
+        """Weather and time of day, each of ``shares`` ``[2]`` uniform in 0..1."""
+
+        def choose(share: Array, names: tuple[str, ...], known: tuple[str, ...]) -> Array:
+            numbers = jnp.asarray([known.index(name) for name in names], jnp.int32)
+            return numbers[jnp.floor(share * len(names)).astype(jnp.int32)]
+
+        return choose(shares[0], self.weathers, WEATHERS), choose(shares[1], self.times, TIMES)
 
     def _drive(self, state: DriveState, action: Array) -> DriveState:
         """The ego car: in the plane along an arc of a circle, exactly; along the road by Runge and Kutta's method."""

@@ -170,6 +170,24 @@ def test_weather_and_hour_change_the_picture_and_nothing_else():
     assert seen[0, 2].image.mean() < 0.5 * plain.image.mean()
 
 
+def test_weather_changes_as_often_as_is_asked_for_and_nothing_else_does():
+    world = dataclasses.replace(WORLD, changes=1.0)
+
+    @jax.jit
+    @jax.vmap
+    def steps(key):
+        state = world.reset(key)
+        return state, *(each.step(key, state, jnp.zeros(2)).state for each in (world, WORLD))
+
+    before, changed, plain = jax.device_get(steps(jax.random.split(jax.random.key(4), 2000)))
+    now = (changed.weather != before.weather) | (changed.time != before.time)
+    # Of 12 combinations that are drawn from, one is the old one.
+    assert abs(now.mean() - 0.2 * 11 / 12) < 0.03
+    assert set(np.unique(changed.weather[now])) == set(range(4))
+    np.testing.assert_array_equal(plain.weather, before.weather)
+    chex.assert_trees_all_equal(dataclasses.replace(changed, weather=plain.weather, time=plain.time), plain)
+
+
 def test_conditions_say_what_is_seen(looks):
     states, looked, info, _ = looks
     names = ("caption", "boxes", "weather", "cameras", "depth", "segmentation")
