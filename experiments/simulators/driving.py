@@ -1,0 +1,373 @@
+"""The claims about `drive`; see `run.py`."""
+
+import dataclasses
+import functools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+import jaxwm
+from experiments.simulators.episodes import WEATHER_AT, is_held_out
+from experiments.simulators.judge import Judge
+from jaxwm.config import build_world
+from jaxwm.data.generate import simulate
+from jaxwm.worlds import drive
+
+LENGTH, CONTEXT, HORIZON, EPISODES = 8, 7, 20, 64
+JUDGE = Judge((("weather", 4), ("time", 3)), ("aside", "heading", "speed"), kinds=6)
+UNITS = {"aside": 3.5, "heading": 0.2, "speed": 10.0}
+"""What a number of magnitude 1 means, in metres, radians and m/s."""
+CAR, WALKER = drive.AGENT, drive.AGENT + 1
+SMALLEST = 9
+"""Pixels of the smallest box that is asked for."""
+
+
+# Episodes that no training saw, and the judge of pictures.
+
+
+@functools.cache
+def held_out(world, count, length, seed=1, only=None):
+    """``count`` episodes of ``world`` that go on for ``length`` frames, ``[count, length, ...]``; all combinations.
+
+    Those for which ``only`` is not False, if it is given.
+    """
+    kept = []
+    for episode in simulate(world, seed, 100 * count, length, "random+keep_lane", "test"):
+        if len(episode.reward) == length and (only is None or only(episode)):
+            kept.append(episode)
+        if len(kept) == count:
+            break
+    fields = ("observation", "action", "reward", "is_first", "is_last", "is_terminal", "valid", "action_valid")
+    steps = {name: jax.tree.map(lambda *x: jnp.stack(x), *[getattr(e, name) for e in kept]) for name in fields}
+    told = {
+        name: jax.tree.map(lambda *x: jnp.stack(x), *[getattr(e, name) for e in kept])
+        for name in ("condition", "info")
+    }
+    first = jnp.stack([jnp.asarray(e.previous_action) for e in kept])
+    return jaxwm.Trajectory(previous_action=first, **steps, **told)
+
+
+def world_of(run):
+    """The simulator that the run learned, its weather as it is at first."""
+    return dataclasses.replace(build_world(run.config.data.generate.world), changes=0.0)
+
+
+def judge(runs, run):
+    """``pictures [..., T, H, W, 3] -> (answers, maps)``, the judge of `Judge`; it is taught once for ``--runs``."""
+    path = runs.folder / "judge_drive.pickle"
+    if not path.exists():
+        world = build_world(run.config.data.generate.world)
+        path.write_bytes(pickle.dumps(JUDGE.teach(lessons(world), 4000)))
+    params = pickle.loads(path.read_bytes())
+    return functools.partial(JUDGE, params)
+
+
+def lessons(world, episodes=400, rows=48, seed=2):
+    """Pairs of real pictures of both cameras and the truth about them, without end."""
+    found = list(simulate(world, seed, episodes, 48, "random+keep_lane"))
+    rng = np.random.default_rng(seed)
+    while True:
+        pictures, truth = [], {name: [] for name in ("map", "weather", "time", *UNITS)}
+        for _ in range(rows):
+            episode = found[rng.integers(len(found))]
+            at, view = rng.integers(len(episode.reward) - 1), rng.integers(len(world.views))
+            pictures.append(episode.observation[world.views[view]][at : at + 2])
+            truth["map"].append(episode.condition["segmentation"][at, ..., view])
+            for name in ("weather", "time"):
+                truth[name].append(episode.info[name][at])
+            for name, unit in UNITS.items():
+                truth[name].append(episode.info[name][at] / unit if view == 0 else np.nan)
+        yield np.stack(pictures), {name: np.stack(values) for name, values in truth.items()}
+
+
+# Pictures out of a model.
+
+
+def dream(run, batch, actions=None, condition=None, context=CONTEXT, temperature=0.0, seed=0):
+    """Pictures ``[B, T - context, H, W, 3]`` by camera of what follows on ``context`` frames.
+
+    Args:
+      run: the model.
+      batch: episodes.
+      actions: ``[B, T - context, A]`` from the last seen frame on; by default those of the episodes.
+      condition: ``[B, T - context, ...]`` what the imagined frames are told.
+      context: frames that are seen, and told nothing.
+      temperature: of the dream.
+      seed: of its noise.
+    """
+    seen_key, key = jax.random.split(jax.random.key(seed))
+    cut = lambda x: x[:, :context]  # noqa: E731
+    first = dataclasses.replace(
+        jax.tree.map(cut, dataclasses.replace(batch, previous_action=batch.action, info={}, condition={})),
+        previous_action=batch.previous_action,
+    )
+    state = jaxwm.observe_sequence(run.model, run.variables, seen_key, first, temperature=temperature).final_state
+    told = {"temperature": jnp.full(len(batch.reward), temperature), **(condition or {})}
+    actions = batch.action[:, context - 1 : -1] if actions is None else actions
+    dreamt = jaxwm.imagine(run.model, run.variables, key, state, actions, decode=True, condition=told)
+    return {name: np.asarray(x[:, 1:]) for name, x in dreamt.prediction.observation.items()}
+
+
+def clips(run, batch, condition, known=None, guidance=None, steps=8, seed=0):
+    """Clips ``[B, T, H, W, 3]`` by camera under the actions of ``batch`` that are told ``condition`` and no more."""
+    told = dataclasses.replace(batch, condition=condition, info={})
+    known = {"action": jnp.ones(batch.reward.shape), **(known or {})}
+    guidance = None if guidance is None else jnp.full(len(batch.reward), guidance)
+    made = _sample(run.model, run.variables, jax.random.key(seed), told, known, steps, guidance)
+    return {name: np.asarray(x) for name, x in made.observation.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(model, variables, key, trajectory, known, steps, guidance):
+    return model.sample(variables, key, trajectory, known, steps=steps, guidance=guidance)
+
+
+def psnr(pictures, truth):
+    """By frame, of the mean error of ``[B, T, H, W, 3]`` in 0..1."""
+    return -10 * np.log10(np.mean(np.square(pictures - truth), axis=(0, 2, 3, 4)))
+
+
+# Claims.
+
+
+def pose(runs):
+    run = runs("drive")
+    read, batch = judge(runs, run), held_out(world_of(run), EPISODES, CONTEXT + HORIZON + 1)
+    truth = {view: np.asarray(x)[:, CONTEXT:] / 255.0 for view, x in batch.observation.items()}
+    others = jnp.roll(batch.action[:, CONTEXT - 1 : -1], 1, axis=0)
+    found = {"true actions": dream(run, batch), "shuffled": dream(run, batch, others), "real pictures": truth}
+    found["last frame"] = {view: np.repeat(x[:, CONTEXT - 1 : CONTEXT], HORIZON + 1, 1) / 255.0 for view, x in
+                           jax.device_get(batch.observation).items()}  # fmt: skip
+    table = {}
+    for name, pictures in found.items():
+        answers, _ = read(pictures["front"])
+        table[name] = {
+            f"{what}_error": np.mean(np.abs(answers[what] * unit - np.asarray(batch.info[what])[:, CONTEXT:-1]), 0)
+            for what, unit in UNITS.items()
+        }
+        if name != "real pictures":
+            table[name] |= {f"psnr_{view}": psnr(x, truth[view]) for view, x in pictures.items()}
+    gap = {view: table["true actions"][f"psnr_{view}"] - table["shuffled"][f"psnr_{view}"] for view in truth}
+    return {"episodes": EPISODES, "units": "m, rad, m/s; by frame", "scores": table, "gap": gap}
+
+
+def boxes(runs):
+    run = runs("drive")
+    read, batch = judge(runs, run), held_out(world_of(run), 2 * EPISODES, LENGTH)
+    told = {name: batch.condition[name] for name in ("boxes", "weather")}
+    table = {"real pictures": located(read, batch, jax.device_get(batch.observation))}
+    for guidance in (None, 2.0):
+        table[f"told boxes and weather, guidance {guidance or 1.0}"] = located(
+            read, batch, clips(run, batch, told, guidance=guidance)
+        )
+    table["told weather alone"] = located(read, batch, clips(run, batch, {"weather": told["weather"]}))
+    cut_in = np.asarray(batch.info["cut_in"]).any((1, 2))
+    return {"clips": len(batch.reward), "frames": LENGTH, "clips with a cut-in": int(cut_in.sum()), "scores": table}
+
+
+def located(read, batch, pictures):
+    """How well agents stand in their boxes, and how many frames show as many agents of each kind as were told.
+
+    A box is one that touches no other and has at least `SMALLEST` pixels; a frame counts if all of its boxes do.
+    """
+    boxes = np.asarray(batch.condition["boxes"])
+    overlaps, right, frames = {"car": [], "walker": []}, 0, 0
+    for view, name in enumerate(pictures):
+        _, maps = read(pictures[name])
+        for row, t in np.ndindex(maps.shape[:2]):
+            told = boxes[row, t, view]
+            told = told[told[:, 4:].any(1)]
+            clear = [lonely(box, told) and area(box, maps.shape[-1]) >= SMALLEST for box in told]
+            parts = {kind: components(maps[row, t] == number) for kind, number in (("car", CAR), ("walker", WALKER))}
+            for box in told[clear]:
+                kind = "car" if box[4] else "walker"
+                best = max((overlap(box[:4], part) for part in parts[kind]), default=0.0)
+                overlaps[kind].append(best)
+            if all(clear):
+                frames += 1
+                right += [len(parts["car"]), len(parts["walker"])] == [int(n) for n in told[:, 4:].sum(0)]
+    both = overlaps["car"] + overlaps["walker"]
+    result = {"boxes": len(both), "iou": np.mean(both), "found": np.mean(np.array(both) > 0.3)}
+    result |= {f"iou_{kind}": np.mean(values) for kind, values in overlaps.items()}
+    return result | {"frames": frames, "count_accuracy": right / frames}
+
+
+def components(mask, fewest=3):
+    """Boxes ``left, top, right, bottom`` in shares of the picture of the connected parts of ``mask``."""
+    numbered, _ = ndimage.label(mask)
+    found = []
+    for at, (rows, columns) in enumerate(ndimage.find_objects(numbered)):
+        if np.sum(numbered[rows, columns] == at + 1) >= fewest:
+            found.append(np.array([columns.start, rows.start, columns.stop, rows.stop]) / len(mask))
+    return found
+
+
+def overlap(left, right):
+    """Intersection over union of two boxes."""
+    shared = np.prod(np.maximum(np.minimum(left[2:], right[2:]) - np.maximum(left[:2], right[:2]), 0))
+    return shared / (np.prod(left[2:] - left[:2]) + np.prod(right[2:] - right[:2]) - shared)
+
+
+def lonely(box, boxes):
+    """Whether a box touches none of the others."""
+    return sum(overlap(box[:4], other[:4]) > 0 for other in boxes) == 1
+
+
+def area(box, size):
+    """Pixels of a box."""
+    return np.prod(box[2:4] - box[:2]) * size**2
+
+
+def weather(runs):
+    run = runs("drive")
+    read, batch = judge(runs, run), held_out(world_of(run), 24, LENGTH)
+    table, right = {}, {"known": [], "never together": []}
+    for number, name in enumerate(drive.WEATHERS):
+        for hour, time in enumerate(drive.TIMES):
+            told = jnp.zeros((24, LENGTH, 7)).at[..., number].set(1.0).at[..., 4 + hour].set(1.0)
+            answers, _ = read(clips(run, batch, {"weather": told})["front"])
+            hits = np.stack([answers["weather"] == number, answers["time"] == hour])
+            table[f"{name}, {time}"] = {"weather": hits[0].mean(), "time": hits[1].mean()}
+            right["never together" if (name, time) in WEATHER_AT else "known"].append(hits.all(0).mean())
+    answers, _ = read(np.asarray(batch.observation["front"]))
+    hits = [answers[name] == np.asarray(batch.info[name])[:, :-1] for name in ("weather", "time")]
+    return {
+        "clips": 24, "frames": LENGTH, "scores": table, "both right": {k: np.mean(v) for k, v in right.items()},
+        "both right in real pictures": np.all(hits, axis=0).mean(),
+    }  # fmt: skip
+
+
+def cameras(runs):
+    run = runs("drive")
+    world = world_of(run)
+    batch = held_out(world, EPISODES, LENGTH)
+    told = {"weather": batch.condition["weather"]}
+    one, other = (clips(run, batch, told, seed=seed) for seed in (0, 1))
+    seen = {"front": jnp.ones(batch.reward.shape)}
+    beside = clips(run, batch, told, known=seen)
+    apart = {"front": one["front"], "left": other["left"]}
+    found = {"made together": one, "made apart": apart, "left made from the real front": beside,
+             "real pictures": batch.observation}  # fmt: skip
+    errors = {name: reprojection(world, pictures) for name, pictures in found.items()}
+    return {"clips": EPISODES, "frames": LENGTH, "error": errors,
+            "together over apart": errors["made together"] / errors["made apart"]}  # fmt: skip
+
+
+def reprojection(world, pictures):
+    """Mean difference, 0..1, of what both cameras see: the pixels of the left one looked up in the front one.
+
+    Both stand at the same place, so that this takes no depth.
+    """
+    size = world.size
+    shares, depth = world.camera("front").project(
+        world.camera("left").rays(size).T + jnp.array(world.camera("front").position)
+    )
+    shares, depth = np.asarray(shares), np.asarray(depth)
+    inside = (depth > 0) & (shares > 1 / size).all(1) & (shares < 1 - 1 / size).all(1)
+    at = shares[inside][:, ::-1] * size - 0.5
+    front, left = (np.asarray(pictures[name], np.float32) / 255.0 for name in ("front", "left"))
+    left = left.reshape(*left.shape[:2], -1, 3)[:, :, inside]
+    low = np.floor(at).astype(int)
+    part = (at - low)[..., None]
+    corner = lambda down, right: front[:, :, low[:, 0] + down, low[:, 1] + right]  # noqa: E731
+    upper = corner(0, 0) * (1 - part[:, 1]) + corner(0, 1) * part[:, 1]
+    lower = corner(1, 0) * (1 - part[:, 1]) + corner(1, 1) * part[:, 1]
+    return float(np.abs(upper * (1 - part[:, 0]) + lower * part[:, 0] - left).mean())
+
+
+def maps(runs):
+    run = runs("drive")
+    read, batch = judge(runs, run), held_out(world_of(run), EPISODES, LENGTH)
+    weather = {"weather": batch.condition["weather"]}
+    told = {**weather, "segmentation": batch.condition["segmentation"]}
+    found = {"told maps and weather": clips(run, batch, told), "told weather alone": clips(run, batch, weather),
+             "real pictures": batch.observation}  # fmt: skip
+    wanted = np.asarray(batch.condition["segmentation"])[:, :-1]
+    table = {}
+    for name, pictures in found.items():
+        seen = np.stack([read(np.asarray(pictures[view]))[1] for view in ("front", "left")], axis=-1)
+        table[name] = same_places(seen, wanted)
+    return {"clips": EPISODES, "frames": LENGTH, "scores": table}
+
+
+def same_places(seen, wanted):
+    """Intersection over union of the kinds of two maps, each and their mean, and the share of equal pixels."""
+    kinds = {
+        "road": drive.GROUND,
+        "sky": drive.SKY,
+        "line": drive.LINE,
+        "grass": drive.GRASS,
+        "car": CAR,
+        "walker": WALKER,
+    }
+    each = {
+        name: ((seen == k) & (wanted == k)).sum() / max(((seen == k) | (wanted == k)).sum(), 1)
+        for name, k in kinds.items()
+    }
+    return {**each, "mean": np.mean(list(each.values())), "equal": (seen == wanted).mean()}
+
+
+def edit(runs):
+    """Every clip is given the next weather of the list, at the same hour."""
+    run = runs("drive")
+    allowed = lambda e: not is_held_out("drive", e)  # noqa: E731
+    read, batch = judge(runs, run), held_out(world_of(run), EPISODES, LENGTH, only=allowed)
+    _, layout = read(np.asarray(batch.observation["front"]))
+    old = np.asarray(batch.info["weather"])[:, 0]
+    hours = np.asarray(batch.info["time"])[:, 0]
+    new = np.array([next_weather(w, t) for w, t in zip(old, hours, strict=True)])
+    told = jnp.zeros((EPISODES, LENGTH, 7)).at[np.arange(EPISODES), :, new].set(1.0)
+    told = told.at[np.arange(EPISODES), :, 4 + hours].set(1.0)
+    table = {}
+    for level in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+        for guidance in (None, 2.0):
+            kept = {view: jnp.full(batch.reward.shape, level) for view in ("front", "left")}
+            made = clips(run, batch, {"weather": told}, known=kept, guidance=guidance)
+            after, seen = read(made["front"])
+            # Weather hides what is far: the judge's own reading of both pictures is what is compared.
+            table[f"level {level}, guidance {guidance or 1.0}"] = {
+                "flipped": (after["weather"] == new[:, None]).mean(),
+                "layout_iou": np.mean([
+                    ((seen == k) & (layout == k)).sum() / ((seen == k) | (layout == k)).sum()
+                    for k in (drive.GROUND, drive.SKY, drive.GRASS)
+                ]),
+            }  # fmt: skip
+    return {"clips": EPISODES, "frames": LENGTH, "scores": table}
+
+
+def next_weather(weather, hour):
+    """The next one that is not kept from the trainings at this hour."""
+    following = [(weather + step) % 4 for step in (1, 2, 3)]
+    return next(w for w in following if (drive.WEATHERS[w], drive.TIMES[hour]) not in WEATHER_AT)
+
+
+def shots(runs):
+    """Dreams of 16 frames, told the weather of their context for 8 of them and then another one."""
+    run, half = runs("drive"), 8
+    allowed = lambda e: not is_held_out("drive", e)  # noqa: E731
+    read = judge(runs, run)
+    batch = held_out(world_of(run), EPISODES, CONTEXT + 2 * half + 1, only=allowed)
+    old, hours = (np.asarray(batch.info[name])[:, 0] for name in ("weather", "time"))
+    new = np.array([next_weather(w, t) for w, t in zip(old, hours, strict=True)])
+    names = np.where(np.arange(2 * half + 1) < half, old[:, None], new[:, None])
+    told = jnp.concatenate(
+        [jax.nn.one_hot(names, 4), jax.nn.one_hot(np.repeat(hours[:, None], 2 * half + 1, 1), 3)], -1
+    )
+    table = {}
+    for guidance in (None, 2.0):
+        condition = {"weather": told} | ({} if guidance is None else {"guidance": jnp.full(EPISODES, guidance)})
+        pictures = dream(run, batch, condition=condition, temperature=1.0)["front"]
+        answers, _ = read(pictures)
+        jump = np.abs(np.diff(pictures, axis=1)).mean((0, 2, 3, 4))
+        table[f"guidance {guidance or 1.0}"] = {
+            "old": (answers["weather"] == old[:, None]).mean(0),
+            "new": (answers["weather"] == new[:, None]).mean(0),
+            "change between frames": jump,
+        }
+    return {"dreams": EPISODES, "switched before frame": half, "scores": table}
+
+
+CLAIMS = {f.__name__: f for f in (pose, boxes, weather, cameras, maps, edit, shots)}
