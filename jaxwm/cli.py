@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxwm.commands import Data, RunArgument, Step, example, open_run, pretrained
-from jaxwm.evaluation.cli import evaluate, imagine, plan, report
+from jaxwm.evaluation.cli import evaluate, imagine, plan, report, synthesize
 
 app = typer.Typer(
     name="jaxwm",
@@ -63,9 +63,12 @@ def doctor() -> None:
 )
 @example("jaxwm data generate bounce --out data/bounce", "jaxwm data inspect data/bounce --sheet frames.png")
 def data(context: typer.Context) -> None:
-    """Generates, records, imports and inspects episodes; `jaxwm data -h` lists how."""
+    """Generates, records, imports, synthesizes and inspects episodes; `jaxwm data -h` lists how."""
     from jaxwm.data.cli import app as data_app
 
+    # It needs a trained model, of which the floor of the data knows nothing.
+    if all(command.callback is not synthesize for command in data_app.registered_commands):
+        data_app.command()(synthesize)
     status = typer.main.get_command(data_app).main(context.args, prog_name="jaxwm data", standalone_mode=False)
     if isinstance(status, int) and status:
         raise typer.Exit(status)

@@ -47,7 +47,7 @@ def generate(
     from jaxwm import worlds
     from jaxwm.data.generate import generate_dataset
 
-    made = worlds.make_world(world, **_assignments(parameters, "world"))
+    made = worlds.make_world(world, **assignments(parameters, "world"))
     generate_dataset(out, made, train=train, test=test, length=length, policy=policy, seed=seed, log=_say)
 
 
@@ -88,7 +88,7 @@ def record(
         repeat=repeat,
         max_length=max_length,
         parallel=parallel,
-        options=_assignments(parameters, "env"),
+        options=assignments(parameters, "env"),
     )
     record_dataset(out, recorder, train=train, test=test, seed=seed, log=_say)
 
@@ -188,7 +188,7 @@ def _pair(text: str, what: str) -> tuple[str, str]:
     return name, value
 
 
-def _assignments(texts: list[str] | None, section: str) -> dict[str, Any]:
+def assignments(texts: list[str] | None, section: str) -> dict[str, Any]:
     """``section.name=value`` as a dict, the values read as YAML."""
     import yaml
 

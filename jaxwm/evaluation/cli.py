@@ -198,6 +198,43 @@ def report(
     )
 
 
+@example(
+    "jaxwm data synthesize runs/bounce --out data/dreamt --train 200 --curate 0.99",
+    "jaxwm data synthesize runs/diffusion_drive --out data/fog 'tell.weather=[0,0,1,0,1,0,0]' tell.caption=null",
+)
+def synthesize(
+    run: RunArgument = None,
+    out: Annotated[pathlib.Path, typer.Option(help="The folder to write; it must not exist yet.")] = ...,  # type: ignore[assignment]
+    tell: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[tell.NAME=VALUE]...", help="Conditions of all frames: numbers, words, or null."),
+    ] = None,
+    train: Annotated[int, typer.Option(min=1, help="Episodes that begin in recorded training episodes.")] = 200,
+    test: Annotated[int, typer.Option(min=0, help="Episodes that begin in held-out ones.")] = 16,
+    length: Annotated[int, typer.Option(min=2, help="Frames to imagine.")] = 32,
+    actions: Annotated[str, typer.Option(help="data (those recorded), random or zero.")] = "data",
+    curate: Annotated[
+        float | None,
+        typer.Option(help="Leave out clips that jump or surprise more than this share of recorded ones do."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 for the model's mode, 1 for a sample.")] = 1.0,
+    context: Context = None,
+    data: Data = None,
+    step: Step = None,
+    seed: Seed = 0,
+) -> None:
+    """Writes imagined episodes, with what the model was told, as a data set that all loaders read."""
+    from jaxwm.data.cli import assignments
+    from jaxwm.evaluation.synthesis import synthesize_dataset
+
+    told = assignments(tell, "tell")
+    synthesize_dataset(
+        out, open_run(run, step, data), train=train, test=test, length=length, tell=told, curate=curate,
+        actions=actions, temperature=temperature, context=context, seed=seed,
+        log=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
+
+
 def _write(scores: Scores | PlanningScores, folder: pathlib.Path, plot: str) -> None:
     """``scores.json`` and the picture ``plot`` in ``folder``, and the table on the terminal."""
     folder.mkdir(parents=True, exist_ok=True)
