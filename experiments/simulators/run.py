@@ -11,6 +11,7 @@ Claims train what they need in folders of ``--runs``, and go on where a training
     maps      video from segmentation
     edit      other weather over the same road, by how much noise is put on the clip
     shots     weather that switches in the middle of a dream
+    policy    an actor that learns in the simulator against one that learns in the real world
 
 Figures are read from pictures by a judge that has learned on real ones (`judge.py`); what it reads from the real
 pictures of the same episodes stands beside them.
@@ -24,14 +25,14 @@ import numpy as np
 
 from experiments.record import head, read, write
 from experiments.runs import Runs
-from experiments.simulators import driving
+from experiments.simulators import driving, policies
 
 HERE = pathlib.Path(__file__).parent
 RUNS = {
     "drive": ("diffusion_drive.yaml", "data_drive", []),
     "scene": ("diffusion_scene.yaml", "data_scene", []),
 }
-CLAIMS = {**driving.CLAIMS}
+CLAIMS = {**driving.CLAIMS, **policies.CLAIMS}
 
 
 def main():

@@ -49,7 +49,7 @@ class DreamEnvironments(struct.PyTreeNode):
     entries; a model that has no continuation never ends one. Ended dreams begin anew in place of the next step.
 
     Attributes:
-      model: any world model that predicts rewards and needs no conditions.
+      model: any world model that predicts rewards; if it reads conditions, it is told none.
       length: entries after which a dream is cut (``is_last`` without ``is_terminal``).
       show: ``observation``, decoded to what the real world would show (images uint8, vectors in raw units), or the
         model's ``features`` as a vector of that name.
@@ -61,8 +61,8 @@ class DreamEnvironments(struct.PyTreeNode):
         reward as it is decoded.
 
     Raises:
-      ValueError: ``length`` is below 2, or ``show`` is something else; from `reset`, a model without rewards, with
-        conditions, or without an uncertainty that could be penalised.
+      ValueError: ``length`` is below 2, or ``show`` is something else; from `reset`, a model without rewards, or
+        without an uncertainty that could be penalised.
     """
 
     model: WorldModel = struct.field(pytree_node=False)
@@ -147,9 +147,6 @@ class DreamEnvironments(struct.PyTreeNode):
         }
 
     def _check(self) -> None:
-        if self.model.spec.condition:
-            names = ", ".join(field.name for field in self.model.spec.condition)
-            raise ValueError(f"this model dreams under conditions ({names}), which an environment does not have")
         prediction = jax.eval_shape(self.model.decode, self.variables, self.model.init_state(1))
         if prediction.reward is None:
             raise ValueError("this model predicts no reward, so nothing could be learned in its dreams")

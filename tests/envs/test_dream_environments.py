@@ -167,10 +167,15 @@ def test_mistakes_are_one_line(toy_run, settings, message):
         load_dream(toy_run, **settings)
 
 
-def test_a_model_that_needs_conditions_has_no_dreams_of_its_own():
+def test_a_model_that_reads_conditions_is_told_none():
     spec = dataclasses.replace(ladder.SPEC, condition=(Field("weather", (1,), "float32"),))
-    with pytest.raises(ValueError, match="dreams under conditions \\(weather\\)"):
-        ladder.make(spec=spec).reset(keys(0))
+    heights = [
+        [step.observation["vector"] for step in walk(ladder.make(**own), [1, 2])] for own in ({}, {"spec": spec})
+    ]
+    np.testing.assert_array_equal(*heights)
+
+
+def test_a_world_without_images_has_no_pictures():
     with pytest.raises(ValueError, match="shows no images"):
         vectors = Spec(ladder.SPEC.vectors, ladder.SPEC.action)
         dream = ladder.make(spec=vectors)
