@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-import jaxwm
+from experiments.simulators.common import CONTEXT, clips, dream, held_out, psnr
 from experiments.simulators.episodes import WEATHER_AT, is_held_out
 from experiments.simulators.judge import Judge
 from jaxwm.config import build_world
 from jaxwm.data.generate import simulate
 from jaxwm.worlds import drive
 
-LENGTH, CONTEXT, HORIZON, EPISODES = 8, 7, 20, 64
+LENGTH, HORIZON, EPISODES = 8, 20, 64
 JUDGE = Judge((("weather", 4), ("time", 3)), ("aside", "heading", "speed"), kinds=6)
 UNITS = {"aside": 3.5, "heading": 0.2, "speed": 10.0}
 """What a number of magnitude 1 means, in metres, radians and m/s."""
@@ -28,26 +28,9 @@ SMALLEST = 9
 # Episodes that no training saw, and the judge of pictures.
 
 
-@functools.cache
-def held_out(world, count, length, seed=1, only=None):
-    """``count`` episodes of ``world`` that go on for ``length`` frames, ``[count, length, ...]``; all combinations.
-
-    Those for which ``only`` is not False, if it is given.
-    """
-    kept = []
-    for episode in simulate(world, seed, 100 * count, length, "random+keep_lane", "test"):
-        if len(episode.reward) == length and (only is None or only(episode)):
-            kept.append(episode)
-        if len(kept) == count:
-            break
-    fields = ("observation", "action", "reward", "is_first", "is_last", "is_terminal", "valid", "action_valid")
-    steps = {name: jax.tree.map(lambda *x: jnp.stack(x), *[getattr(e, name) for e in kept]) for name in fields}
-    told = {
-        name: jax.tree.map(lambda *x: jnp.stack(x), *[getattr(e, name) for e in kept])
-        for name in ("condition", "info")
-    }
-    first = jnp.stack([jnp.asarray(e.previous_action) for e in kept])
-    return jaxwm.Trajectory(previous_action=first, **steps, **told)
+def episodes(run, count, length, only=None):
+    """``[count, length, ...]``: driving at random and by script, each episode in one weather."""
+    return held_out(world_of(run), count, length, "random+keep_lane", only=only)
 
 
 def world_of(run):
@@ -60,14 +43,14 @@ def judge(runs, run):
     path = runs.folder / "judge_drive.pickle"
     if not path.exists():
         world = build_world(run.config.data.generate.world)
-        path.write_bytes(pickle.dumps(JUDGE.teach(lessons(world), 4000)))
+        path.write_bytes(pickle.dumps(JUDGE.teach(lessons(world), 2500)))
     params = pickle.loads(path.read_bytes())
     return functools.partial(JUDGE, params)
 
 
-def lessons(world, episodes=400, rows=48, seed=2):
+def lessons(world, count=400, rows=32, seed=2):
     """Pairs of real pictures of both cameras and the truth about them, without end."""
-    found = list(simulate(world, seed, episodes, 48, "random+keep_lane"))
+    found = list(simulate(world, seed, count, 48, "random+keep_lane"))
     rng = np.random.default_rng(seed)
     while True:
         pictures, truth = [], {name: [] for name in ("map", "weather", "time", *UNITS)}
@@ -83,59 +66,12 @@ def lessons(world, episodes=400, rows=48, seed=2):
         yield np.stack(pictures), {name: np.stack(values) for name, values in truth.items()}
 
 
-# Pictures out of a model.
-
-
-def dream(run, batch, actions=None, condition=None, context=CONTEXT, temperature=0.0, seed=0):
-    """Pictures ``[B, T - context, H, W, 3]`` by camera of what follows on ``context`` frames.
-
-    Args:
-      run: the model.
-      batch: episodes.
-      actions: ``[B, T - context, A]`` from the last seen frame on; by default those of the episodes.
-      condition: ``[B, T - context, ...]`` what the imagined frames are told.
-      context: frames that are seen, and told nothing.
-      temperature: of the dream.
-      seed: of its noise.
-    """
-    seen_key, key = jax.random.split(jax.random.key(seed))
-    cut = lambda x: x[:, :context]  # noqa: E731
-    first = dataclasses.replace(
-        jax.tree.map(cut, dataclasses.replace(batch, previous_action=batch.action, info={}, condition={})),
-        previous_action=batch.previous_action,
-    )
-    state = jaxwm.observe_sequence(run.model, run.variables, seen_key, first, temperature=temperature).final_state
-    told = {"temperature": jnp.full(len(batch.reward), temperature), **(condition or {})}
-    actions = batch.action[:, context - 1 : -1] if actions is None else actions
-    dreamt = jaxwm.imagine(run.model, run.variables, key, state, actions, decode=True, condition=told)
-    return {name: np.asarray(x[:, 1:]) for name, x in dreamt.prediction.observation.items()}
-
-
-def clips(run, batch, condition, known=None, guidance=None, steps=8, seed=0):
-    """Clips ``[B, T, H, W, 3]`` by camera under the actions of ``batch`` that are told ``condition`` and no more."""
-    told = dataclasses.replace(batch, condition=condition, info={})
-    known = {"action": jnp.ones(batch.reward.shape), **(known or {})}
-    guidance = None if guidance is None else jnp.full(len(batch.reward), guidance)
-    made = _sample(run.model, run.variables, jax.random.key(seed), told, known, steps, guidance)
-    return {name: np.asarray(x) for name, x in made.observation.items()}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _sample(model, variables, key, trajectory, known, steps, guidance):
-    return model.sample(variables, key, trajectory, known, steps=steps, guidance=guidance)
-
-
-def psnr(pictures, truth):
-    """By frame, of the mean error of ``[B, T, H, W, 3]`` in 0..1."""
-    return -10 * np.log10(np.mean(np.square(pictures - truth), axis=(0, 2, 3, 4)))
-
-
 # Claims.
 
 
 def pose(runs):
     run = runs("drive")
-    read, batch = judge(runs, run), held_out(world_of(run), EPISODES, CONTEXT + HORIZON + 1)
+    read, batch = judge(runs, run), episodes(run, EPISODES, CONTEXT + HORIZON + 1)
     truth = {view: np.asarray(x)[:, CONTEXT:] / 255.0 for view, x in batch.observation.items()}
     others = jnp.roll(batch.action[:, CONTEXT - 1 : -1], 1, axis=0)
     found = {"true actions": dream(run, batch), "shuffled": dream(run, batch, others), "real pictures": truth}
@@ -156,7 +92,7 @@ def pose(runs):
 
 def boxes(runs):
     run = runs("drive")
-    read, batch = judge(runs, run), held_out(world_of(run), 2 * EPISODES, LENGTH)
+    read, batch = judge(runs, run), episodes(run, 2 * EPISODES, LENGTH)
     told = {name: batch.condition[name] for name in ("boxes", "weather")}
     table = {"real pictures": located(read, batch, jax.device_get(batch.observation))}
     for guidance in (None, 2.0):
@@ -223,7 +159,7 @@ def area(box, size):
 
 def weather(runs):
     run = runs("drive")
-    read, batch = judge(runs, run), held_out(world_of(run), 24, LENGTH)
+    read, batch = judge(runs, run), episodes(run, 24, LENGTH)
     table, right = {}, {"known": [], "never together": []}
     for number, name in enumerate(drive.WEATHERS):
         for hour, time in enumerate(drive.TIMES):
@@ -243,7 +179,7 @@ def weather(runs):
 def cameras(runs):
     run = runs("drive")
     world = world_of(run)
-    batch = held_out(world, EPISODES, LENGTH)
+    batch = episodes(run, EPISODES, LENGTH)
     told = {"weather": batch.condition["weather"]}
     one, other = (clips(run, batch, told, seed=seed) for seed in (0, 1))
     seen = {"front": jnp.ones(batch.reward.shape)}
@@ -280,7 +216,7 @@ def reprojection(world, pictures):
 
 def maps(runs):
     run = runs("drive")
-    read, batch = judge(runs, run), held_out(world_of(run), EPISODES, LENGTH)
+    read, batch = judge(runs, run), episodes(run, EPISODES, LENGTH)
     weather = {"weather": batch.condition["weather"]}
     told = {**weather, "segmentation": batch.condition["segmentation"]}
     found = {"told maps and weather": clips(run, batch, told), "told weather alone": clips(run, batch, weather),
@@ -314,7 +250,7 @@ def edit(runs):
     """Every clip is given the next weather of the list, at the same hour."""
     run = runs("drive")
     allowed = lambda e: not is_held_out("drive", e)  # noqa: E731
-    read, batch = judge(runs, run), held_out(world_of(run), EPISODES, LENGTH, only=allowed)
+    read, batch = judge(runs, run), episodes(run, EPISODES, LENGTH, only=allowed)
     _, layout = read(np.asarray(batch.observation["front"]))
     old = np.asarray(batch.info["weather"])[:, 0]
     hours = np.asarray(batch.info["time"])[:, 0]
@@ -349,7 +285,7 @@ def shots(runs):
     run, half = runs("drive"), 8
     allowed = lambda e: not is_held_out("drive", e)  # noqa: E731
     read = judge(runs, run)
-    batch = held_out(world_of(run), EPISODES, CONTEXT + 2 * half + 1, only=allowed)
+    batch = episodes(run, EPISODES, CONTEXT + 2 * half + 1, only=allowed)
     old, hours = (np.asarray(batch.info[name])[:, 0] for name in ("weather", "time"))
     new = np.array([next_weather(w, t) for w, t in zip(old, hours, strict=True)])
     names = np.where(np.arange(2 * half + 1) < half, old[:, None], new[:, None])

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-WIDTHS = (24, 48, 96)
+WIDTHS = (16, 32, 64)
 
 
 class _Network(nn.Module):

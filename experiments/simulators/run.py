@@ -13,6 +13,13 @@ Claims train what they need in folders of ``--runs``, and go on where a training
     shots     weather that switches in the middle of a dream
     policy    an actor that learns in the simulator against one that learns in the real world
 
+Of `scene`:
+
+    text         clips from words, also words that no training episode had together
+    scene_shots  words that switch in the middle of a dream
+    loop         a camera turns away and back: the same view, the same spheres
+    trace        paint stays where it was
+
 Figures are read from pictures by a judge that has learned on real ones (`judge.py`); what it reads from the real
 pictures of the same episodes stands beside them.
 """
@@ -25,14 +32,14 @@ import numpy as np
 
 from experiments.record import head, read, write
 from experiments.runs import Runs
-from experiments.simulators import driving, policies
+from experiments.simulators import driving, policies, scenes
 
 HERE = pathlib.Path(__file__).parent
 RUNS = {
     "drive": ("diffusion_drive.yaml", "data_drive", []),
     "scene": ("diffusion_scene.yaml", "data_scene", []),
 }
-CLAIMS = {**driving.CLAIMS, **policies.CLAIMS}
+CLAIMS = {**driving.CLAIMS, **policies.CLAIMS, **scenes.CLAIMS}
 
 
 def main():

@@ -1,0 +1,75 @@
+"""What all claims about simulators need: episodes that no training saw, and pictures out of a model."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxwm
+from jaxwm.data.generate import simulate
+
+CONTEXT = 7
+"""Frames that a dream is shown before."""
+
+
+@functools.cache
+def held_out(world, count, length, policy, seed=1, only=None):
+    """``count`` episodes of ``world`` that go on for ``length`` frames, ``[count, length, ...]``; all combinations.
+
+    Those for which ``only`` is not False, if it is given.
+    """
+    kept = []
+    for episode in simulate(world, seed, 100 * count, length, policy, "test"):
+        if len(episode.reward) == length and (only is None or only(episode)):
+            kept.append(episode)
+        if len(kept) == count:
+            break
+    names = [field.name for field in dataclasses.fields(jaxwm.Trajectory) if hasattr(kept[0], field.name)]
+    rows = [{name: getattr(episode, name) for name in names} for episode in kept]
+    return jaxwm.Trajectory(**jax.tree.map(lambda *x: jnp.stack(x), *rows))
+
+
+def dream(run, batch, actions=None, condition=None, context=CONTEXT, temperature=0.0, seed=0):
+    """Pictures ``[B, T - context, H, W, 3]`` by camera of what follows on ``context`` frames.
+
+    Args:
+      run: the model.
+      batch: episodes.
+      actions: ``[B, T - context, A]`` from the last seen frame on; by default those of the episodes.
+      condition: ``[B, T - context, ...]`` what the imagined frames are told.
+      context: frames that are seen, and told nothing.
+      temperature: of the dream.
+      seed: of its noise.
+    """
+    seen_key, key = jax.random.split(jax.random.key(seed))
+    cut = lambda x: x[:, :context]  # noqa: E731
+    first = dataclasses.replace(
+        jax.tree.map(cut, dataclasses.replace(batch, previous_action=batch.action, info={}, condition={})),
+        previous_action=batch.previous_action,
+    )
+    state = jaxwm.observe_sequence(run.model, run.variables, seen_key, first, temperature=temperature).final_state
+    told = {"temperature": jnp.full(len(batch.reward), temperature), **(condition or {})}
+    actions = batch.action[:, context - 1 : -1] if actions is None else actions
+    dreamt = jaxwm.imagine(run.model, run.variables, key, state, actions, decode=True, condition=told)
+    return {name: np.asarray(x[:, 1:]) for name, x in dreamt.prediction.observation.items()}
+
+
+def clips(run, batch, condition, known=None, guidance=None, steps=8, seed=0):
+    """Clips ``[B, T, H, W, 3]`` by camera under the actions of ``batch`` that are told ``condition`` and no more."""
+    told = dataclasses.replace(batch, condition=condition, info={})
+    known = {"action": jnp.ones(batch.reward.shape), **(known or {})}
+    guidance = None if guidance is None else jnp.full(len(batch.reward), guidance)
+    made = _sample(run.model, run.variables, jax.random.key(seed), told, known, steps, guidance)
+    return {name: np.asarray(x) for name, x in made.observation.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(model, variables, key, trajectory, known, steps, guidance):
+    return model.sample(variables, key, trajectory, known, steps=steps, guidance=guidance)
+
+
+def psnr(pictures, truth):
+    """By frame, of the mean error of ``[B, T, H, W, 3]`` in 0..1."""
+    return -10 * np.log10(np.mean(np.square(pictures - truth), axis=(0, 2, 3, 4)))
