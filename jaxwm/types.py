@@ -339,6 +339,9 @@ class WorldModel(Protocol):
     `init` may be called under jit. ``keys`` is ``[B]`` PRNG keys, one for each row, so that a row's future
     does not depend on its neighbours or on the number of devices. A wrong shape, dtype, name or action
     dimension is a ValueError that names it, raised while tracing, that is before compilation.
+
+    A family that follows the conditions of its spec says so by a class variable or property ``reads_conditions``;
+    without it they have no effect on a model, and a training says which they are (`unread_conditions`).
     """
 
     stages: ClassVar[tuple[Stage, ...]]
@@ -422,3 +425,9 @@ def example_batch(spec: Spec, batch: int, length: int) -> Trajectory:
         action_valid=~no,
         condition=zeros(spec.condition),
     )
+
+
+def unread_conditions(model: WorldModel) -> tuple[str, ...]:
+    """The names of the conditions of ``model.spec`` that have no effect on it."""
+    reads = getattr(model, "reads_conditions", False)
+    return () if reads else tuple(field.name for field in model.spec.condition)

@@ -55,6 +55,11 @@ class Ensemble:
         """Those of the member."""
         return self.member.stages
 
+    @property
+    def reads_conditions(self) -> bool:
+        """As the member does."""
+        return getattr(self.member, "reads_conditions", False)
+
     def init(self, key: Array, batch: Trajectory) -> Variables:
         """Fresh variables, each member's from a key of its own; see `jaxwm.types.WorldModel.init`."""
         return jax.vmap(self.member.init, (0, None))(jax.random.split(key, self.members), batch)

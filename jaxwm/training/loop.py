@@ -43,7 +43,7 @@ from jaxwm.training.update import (
     make_update,
     nonfinite_error,
 )
-from jaxwm.types import Array, PyTree, Trajectory, Variables, WorldModel, example_batch
+from jaxwm.types import Array, PyTree, Trajectory, Variables, WorldModel, example_batch, unread_conditions
 
 STEPS_AHEAD = 4
 """Updates that may wait for the devices: enough to keep them busy, few enough to bound the memory of their batches."""
@@ -130,6 +130,8 @@ def train(
         start = int(state.step)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
         report.say(f"model: {config.model.family}, {parameters:,} parameters")
+        if unread := unread_conditions(model):
+            report.say(f"{config.model.family} does not read conditions: without effect are {', '.join(unread)}")
         place_in_run = f"going on at step {start} of" if start else "new,"
         report.say(f"run: {path}, {place_in_run} {phases[-1].stop} steps")
 

@@ -133,6 +133,7 @@ class DiffusionModel:
     drop_condition: Share = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    reads_conditions: ClassVar[bool] = True
     stages: ClassVar[tuple[Stage, ...]] = (
         Stage("tokenizer", ("tokenizer",)),
         Stage("dynamics", ("denoiser", "heads")),
