@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.models.tokenizer import BoundTokenizer, CodesFound, Tokenizer
-from jaxwm.nn import patchify
 from jaxwm.nn.transformer import Cache
 from jaxwm.types import Array, Arrays, Field, PyTree
 
@@ -97,11 +96,6 @@ class Cameras:
             keys = jax.vmap(lambda key: jax.random.split(key, self.count))(keys).reshape(-1)
         images = self._rows(observation)
         return self.one.loss(params, statistics, keys, images, self._each(valid), self._each(segments))
-
-    def patches(self, pixels: Arrays) -> Array:
-        """``[B, T, V * N, P]``: the numbers of the pixels ``[B, T, H, W, C]`` by name, patch by patch."""
-        cut = patchify(self._rows(pixels), self.config.patch)
-        return self._beside(cut.reshape(*cut.shape[:2], self.one.tokens, -1))
 
     def _rows(self, images: Arrays) -> Array:
         """``[B * V, ...]`` of ``[B, ...]`` by name."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.models.diffusion.cameras import Cameras
+from jaxwm.nn import patchify
 from jaxwm.nn.layers import symexp, symlog
 from jaxwm.types import Array, Arrays, Spec, Trajectory, nearest
 
@@ -157,12 +158,18 @@ class FrameTokens:
         """``[B, T, M]``: levels of all tokens, an action's at the frame that it leads to."""
         before = jnp.concatenate([jnp.ones_like(known["action"][:, :1]), known["action"][:, :-1]], axis=1)
         acted = jnp.where(trajectory.is_first, 0.0, before)[..., None]
-        pixels = {name: level[..., None] for name, level in self.pixel_levels(known).items()}
-        parts = [jnp.repeat(acted, self.actions, axis=-1), self.cameras.patches(pixels).min(-1)]
+        parts = [jnp.repeat(acted, self.actions, axis=-1)]
+        parts += [self._patch_levels(known[field.name]) for field in self.cameras.fields]
         if self.spec.vectors:
             least = jnp.min(jnp.stack([known[field.name] for field in self.spec.vectors]), axis=0)
             parts.append(jnp.repeat(least[..., None], self.groups[-1], axis=-1))
         return jnp.concatenate(parts, axis=-1)
+
+    def _patch_levels(self, level: Array) -> Array:
+        """``[B, T, N]`` of a level of pictures ``[B, T]`` or of pixels ``[B, T, H, W]``: the least of them."""
+        if level.ndim == 2:
+            return jnp.repeat(level[..., None], self.cameras.one.tokens, axis=-1)
+        return patchify(level[..., None], self.cameras.config.patch).min(-1).reshape(*level.shape[:2], -1)
 
     def _scaled(self, action: Array) -> Array:
         """Actions ``[..., A]`` on the scale -1..1."""
