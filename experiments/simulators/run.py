@@ -37,6 +37,7 @@ from experiments.simulators import driving, policies, scenes
 HERE = pathlib.Path(__file__).parent
 RUNS = {
     "drive": ("diffusion_drive.yaml", "data_drive", []),
+    "cameras": ("diffusion_cameras.yaml", "data_cameras", []),
     "scene": ("diffusion_scene.yaml", "data_scene", []),
 }
 CLAIMS = {**driving.CLAIMS, **policies.CLAIMS, **scenes.CLAIMS}
