@@ -38,14 +38,13 @@ def world_of(run):
     return dataclasses.replace(build_world(run.config.data.generate.world), changes=0.0)
 
 
-def judge(runs, run):
+def judge(runs):
     """``pictures [..., T, H, W, 3] -> (answers, maps)``, the judge of `Judge`; it is taught once for ``--runs``."""
     path = runs.folder / "judge_drive.pickle"
     if not path.exists():
-        world = build_world(run.config.data.generate.world)
+        world = build_world(runs.config("cameras").data.generate.world)
         path.write_bytes(pickle.dumps(JUDGE.teach(lessons(world), 2500)))
-    params = pickle.loads(path.read_bytes())
-    return functools.partial(JUDGE, params)
+    return functools.partial(JUDGE, pickle.loads(path.read_bytes()))
 
 
 def lessons(world, count=400, rows=32, seed=2):
@@ -71,7 +70,7 @@ def lessons(world, count=400, rows=32, seed=2):
 
 def pose(runs):
     run = runs("drive")
-    read, batch = judge(runs, run), episodes(run, EPISODES, CONTEXT + HORIZON + 1)
+    read, batch = judge(runs), episodes(run, EPISODES, CONTEXT + HORIZON + 1)
     truth = {view: np.asarray(x)[:, CONTEXT:] / 255.0 for view, x in batch.observation.items()}
     others = jnp.roll(batch.action[:, CONTEXT - 1 : -1], 1, axis=0)
     found = {"true actions": dream(run, batch), "shuffled": dream(run, batch, others), "real pictures": truth}
@@ -91,8 +90,8 @@ def pose(runs):
 
 
 def boxes(runs):
-    run = runs("drive")
-    read, batch = judge(runs, run), episodes(run, 2 * EPISODES, LENGTH)
+    run = runs("cameras")
+    read, batch = judge(runs), episodes(run, 2 * EPISODES, LENGTH)
     told = {name: batch.condition[name] for name in ("boxes", "weather")}
     table = {"real pictures": located(read, batch, jax.device_get(batch.observation))}
     for guidance in (None, 2.0):
@@ -159,7 +158,7 @@ def area(box, size):
 
 def weather(runs):
     run = runs("drive")
-    read, batch = judge(runs, run), episodes(run, 24, LENGTH)
+    read, batch = judge(runs), episodes(run, 24, LENGTH)
     table, right = {}, {"known": [], "never together": []}
     for number, name in enumerate(drive.WEATHERS):
         for hour, time in enumerate(drive.TIMES):
@@ -177,7 +176,7 @@ def weather(runs):
 
 
 def cameras(runs):
-    run = runs("drive")
+    run = runs("cameras")
     world = world_of(run)
     batch = episodes(run, EPISODES, LENGTH)
     told = {"weather": batch.condition["weather"]}
@@ -215,8 +214,8 @@ def reprojection(world, pictures):
 
 
 def maps(runs):
-    run = runs("drive")
-    read, batch = judge(runs, run), episodes(run, EPISODES, LENGTH)
+    run = runs("cameras")
+    read, batch = judge(runs), episodes(run, EPISODES, LENGTH)
     weather = {"weather": batch.condition["weather"]}
     told = {**weather, "segmentation": batch.condition["segmentation"]}
     found = {"told maps and weather": clips(run, batch, told), "told weather alone": clips(run, batch, weather),
@@ -250,7 +249,7 @@ def edit(runs):
     """Every clip is given the next weather of the list, at the same hour."""
     run = runs("drive")
     allowed = lambda e: not is_held_out("drive", e)  # noqa: E731
-    read, batch = judge(runs, run), episodes(run, EPISODES, LENGTH, only=allowed)
+    read, batch = judge(runs), episodes(run, EPISODES, LENGTH, only=allowed)
     _, layout = read(np.asarray(batch.observation["front"]))
     old = np.asarray(batch.info["weather"])[:, 0]
     hours = np.asarray(batch.info["time"])[:, 0]
@@ -260,7 +259,7 @@ def edit(runs):
     table = {}
     for level in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
         for guidance in (None, 2.0):
-            kept = {view: jnp.full(batch.reward.shape, level) for view in ("front", "left")}
+            kept = {field.name: jnp.full(batch.reward.shape, level) for field in run.spec.images}
             made = clips(run, batch, {"weather": told}, known=kept, guidance=guidance)
             after, seen = read(made["front"])
             # Weather hides what is far: the judge's own reading of both pictures is what is compared.
@@ -284,7 +283,7 @@ def shots(runs):
     """Dreams of 16 frames, told the weather of their context for 8 of them and then another one."""
     run, half = runs("drive"), 8
     allowed = lambda e: not is_held_out("drive", e)  # noqa: E731
-    read = judge(runs, run)
+    read = judge(runs)
     batch = episodes(run, EPISODES, CONTEXT + 2 * half + 1, only=allowed)
     old, hours = (np.asarray(batch.info[name])[:, 0] for name in ("weather", "time"))
     new = np.array([next_weather(w, t) for w, t in zip(old, hours, strict=True)])

@@ -74,11 +74,13 @@ def answers_of(captions):
     return {name: np.array(values).reshape(np.shape(captions)[:-1]) for name, values in found.items()}
 
 
-def judge(runs, run):
+def judge(runs):
     """``pictures [..., T, H, W, 3] -> (answers, maps)``, the judge of `Judge`; it is taught once for ``--runs``."""
     path = runs.folder / "judge_scene.pickle"
     if not path.exists():
-        path.write_bytes(pickle.dumps(JUDGE.teach(lessons(world_of(run)), 2500)))
+        path.write_bytes(
+            pickle.dumps(JUDGE.teach(lessons(build_world(runs.config("scene").data.generate.world)), 2500))
+        )
     return functools.partial(JUDGE, pickle.loads(path.read_bytes()))
 
 
@@ -100,7 +102,7 @@ def lessons(world, count=1200, length=16, rows=32, seed=2):
 def text(runs):
     """Clips from nothing, told only a caption that stays the same; the camera stands still."""
     run = runs("scene")
-    read, world = judge(runs, run), world_of(run)
+    read, world = judge(runs), world_of(run)
     table = {}
     for name, wanted in (("known combinations", False), ("never together", True)):
         batch = held_out(world, 2 * EPISODES, LENGTH, "stand_still", only=functools.partial(_says, held=wanted))
@@ -139,7 +141,7 @@ def attributes(read, pictures, batch):
 def shots(runs):
     """Dreams of 16 frames, told one caption for 8 of them and then that of another scene."""
     run, half = runs("scene"), 8
-    read, world = judge(runs, run), world_of(run)
+    read, world = judge(runs), world_of(run)
     batch = held_out(world, EPISODES, 2 * half, "stand_still", only=functools.partial(_says, held=False))
     one, other = answers_of(batch.condition["caption"][:, 0]), jnp.roll(batch.condition["caption"][:, 0], 1, axis=0)
     captions = jnp.concatenate(
@@ -161,7 +163,7 @@ def shots(runs):
 def loop(runs):
     """A camera that looks at the spheres, turns away until it sees none of what it saw, and turns back."""
     run = runs("scene")
-    read, world = judge(runs, run), world_of(run)
+    read, world = judge(runs), world_of(run)
     context, turn = 8, jnp.array([[0.0, 1.0]])
     actions = jnp.concatenate(
         [jnp.zeros((context - 1, 2)), turn.repeat(AWAY, 0), -turn.repeat(AWAY, 0), jnp.zeros((2, 2))]
@@ -207,7 +209,7 @@ def kept(seen, truth, before, colours):
 def trace(runs):
     """What was painted before the dream began is still painted while nothing stands before it."""
     run, context, frames = runs("scene"), 8, 16
-    read, world = judge(runs, run), world_of(run)
+    read, world = judge(runs), world_of(run)
     batch = film(world, jnp.zeros((context + frames, 2)), 4 * EPISODES)
     maps = truth_maps(world, batch.info)
     made = {"dreams": dream(run, batch, context=context)["image"],
