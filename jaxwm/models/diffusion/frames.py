@@ -73,7 +73,7 @@ class FrameTokens:
 
     @property
     def vectors_from(self) -> int:
-        """The number of the first token of the vectors, which is that of all tokens where there are none."""
+        """The number of the first token of the vectors, M where there are none."""
         return self.actions + self.cameras.count * self.cameras.one.tokens
 
     @property

@@ -140,11 +140,12 @@ def known_in_clips(keys: Array, length: int, groups: tuple[int, ...], cameras: i
     """
     kind_keys, share_keys, frame_keys, place_keys = split_rows(keys, 4)
     kind, share = uniform(kind_keys, 1, 1), uniform(share_keys, 1, 1)
-    drawn = uniform(place_keys, 1, sum(groups))
-    if cameras > 1:
-        whole_keys, camera_keys = split_rows(place_keys, 2)
+    if cameras == 1:
+        drawn = uniform(place_keys, 1, sum(groups))
+    else:
+        place_keys, camera_keys, whole_keys = split_rows(place_keys, 3)
         each = jnp.repeat(uniform(camera_keys, 1, len(groups)), np.array(groups), axis=2)
-        drawn = jnp.where(uniform(whole_keys, 1, 1) < 0.5, each, drawn)
+        drawn = jnp.where(uniform(whole_keys, 1, 1) < 0.5, each, uniform(place_keys, 1, sum(groups)))
     frames = (uniform(frame_keys, length, 1) < share) & (kind < _SOME_FRAMES)
     places = (drawn < share) & (kind > 1 - _SOME_PLACES)
     return frames | places | ((kind > _SOME_FRAMES) & (kind < _SOME_FRAMES + _ALL))
