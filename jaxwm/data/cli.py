@@ -12,7 +12,7 @@ from jaxwm.commands import example
 from jaxwm.data.episodes import DataError
 
 app = typer.Typer(
-    help="Episodes on disk: simulate, record, import, look at them.",
+    help="Episodes on disk: simulate, record, import or dream them, look at them.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -200,7 +200,7 @@ def report(
 
 @example(
     "jaxwm data synthesize runs/bounce --out data/dreamt --train 200 --curate 0.99",
-    "jaxwm data synthesize runs/diffusion_drive --out data/fog 'tell.weather=[0,0,1,0,1,0,0]' tell.caption=null",
+    "jaxwm data synthesize runs/diffusion_drive --out data/fog 'tell.weather=[0,0,1,0,1,0,0]' --length 24",
 )
 def synthesize(
     run: RunArgument = None,
@@ -223,7 +223,7 @@ def synthesize(
     step: Step = None,
     seed: Seed = 0,
 ) -> None:
-    """Writes imagined episodes, with what the model was told, as a data set that all loaders read."""
+    """Turn what a model imagines into episodes, with what it was told."""
     from jaxwm.data.cli import assignments
     from jaxwm.evaluation.synthesis import synthesize_dataset
 
