@@ -275,6 +275,15 @@ class Trajectory(struct.PyTreeNode):
     info: Arrays = struct.field(default_factory=dict)
     initial_state: PyTree = None
 
+    def cut(self, start: int, stop: int | None = None) -> Trajectory:
+        """Steps ``start`` to ``stop`` with the action before them; a state that was kept is that before entry 0."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        before, state = fields.pop("previous_action"), fields.pop("initial_state")
+        if start:
+            before, state = self.action[:, start - 1], None
+        steps = jax.tree.map(lambda x: x[:, start:stop], fields)
+        return Trajectory(previous_action=before, initial_state=state, **steps)
+
     def previous_actions(self) -> Array:
         """``[B, T, A]``: ``action[t-1]`` at t, zeros where an episode begins. What `WorldModel.observe` takes."""
         shifted = jnp.concatenate([self.previous_action[:, None], self.action[:, :-1]], axis=1)

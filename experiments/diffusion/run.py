@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxwm
+from experiments import dreams
 from experiments.record import head, picture, read, write
 from experiments.runs import CONFIGS, Runs
 from jaxwm import data, worlds
@@ -120,19 +121,9 @@ def held_out(run, length=CONTEXT + HORIZON, count=EPISODES):
     return jax.tree.map(jnp.asarray, episodes.windows(range(count), [0] * count, length))
 
 
-def dream(run, batch, *, actions=None, temperature=1.0, guidance=None, context=CONTEXT, seed=0):
-    """Pictures ``[B, T - context, H, W, 3]`` in 0..1 of what follows on ``context`` frames under ``actions``."""
-    seen_key, key = jax.random.split(jax.random.key(seed))
-    rows = len(batch.reward)
-    first = jax.tree.map(lambda x: x[:, :context] if x.ndim > 1 else x, dataclasses.replace(batch, info={}))
-    first = dataclasses.replace(first, previous_action=batch.previous_action)
-    seen = jaxwm.observe_sequence(run.model, run.variables, seen_key, first, temperature=temperature)
-    condition = {"temperature": jnp.full(rows, temperature)}
-    if guidance is not None:
-        condition["guidance"] = jnp.full(rows, guidance)
-    actions = batch.action[:, context - 1 : -1] if actions is None else actions
-    dreamt = jaxwm.imagine(run.model, run.variables, key, seen.final_state, actions, decode=True, condition=condition)
-    return dreamt.prediction.observation["image"][:, 1:]
+def dream(run, batch, *, context=CONTEXT, **options):
+    """Pictures ``[B, T - context, H, W, 3]`` in 0..1; see `experiments.dreams.dream`."""
+    return dreams.dream(run, batch, context, **options)["image"]
 
 
 def scores(pictures, batch, context=CONTEXT):

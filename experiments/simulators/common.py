@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxwm
+from experiments import dreams
 from jaxwm.data.generate import simulate
 
 CONTEXT = 7
@@ -31,29 +32,10 @@ def held_out(world, count, length, policy, seed=1, only=None):
     return jaxwm.Trajectory(**jax.tree.map(lambda *x: jnp.stack(x), *rows))
 
 
-def dream(run, batch, actions=None, condition=None, context=CONTEXT, temperature=0.0, seed=0):
-    """Pictures ``[B, T - context, H, W, 3]`` by camera of what follows on ``context`` frames.
-
-    Args:
-      run: the model.
-      batch: episodes.
-      actions: ``[B, T - context, A]`` from the last seen frame on; by default those of the episodes.
-      condition: ``[B, T - context, ...]`` what the imagined frames are told.
-      context: frames that are seen, and told nothing.
-      temperature: of the dream.
-      seed: of its noise.
-    """
-    seen_key, key = jax.random.split(jax.random.key(seed))
-    cut = lambda x: x[:, :context]  # noqa: E731
-    first = dataclasses.replace(
-        jax.tree.map(cut, dataclasses.replace(batch, previous_action=batch.action, info={}, condition={})),
-        previous_action=batch.previous_action,
-    )
-    state = jaxwm.observe_sequence(run.model, run.variables, seen_key, first, temperature=temperature).final_state
-    told = {"temperature": jnp.full(len(batch.reward), temperature), **(condition or {})}
-    actions = batch.action[:, context - 1 : -1] if actions is None else actions
-    dreamt = jaxwm.imagine(run.model, run.variables, key, state, actions, decode=True, condition=told)
-    return {name: np.asarray(x[:, 1:]) for name, x in dreamt.prediction.observation.items()}
+def dream(run, batch, *, context=CONTEXT, temperature=0.0, **options):
+    """Pictures by camera, of the mode if nothing else is asked for; see `experiments.dreams.dream`."""
+    pictures = dreams.dream(run, batch, context, temperature=temperature, **options)
+    return {name: np.asarray(x) for name, x in pictures.items()}
 
 
 def clips(run, batch, condition, known=None, guidance=None, steps=8, seed=0):

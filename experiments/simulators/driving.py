@@ -73,7 +73,7 @@ def pose(runs):
     read, batch = judge(runs), episodes(run, EPISODES, CONTEXT + HORIZON + 1)
     truth = {view: np.asarray(x)[:, CONTEXT:] / 255.0 for view, x in batch.observation.items()}
     others = jnp.roll(batch.action[:, CONTEXT - 1 : -1], 1, axis=0)
-    found = {"true actions": dream(run, batch), "shuffled": dream(run, batch, others), "real pictures": truth}
+    found = {"true actions": dream(run, batch), "shuffled": dream(run, batch, actions=others), "real pictures": truth}
     found["last frame"] = {view: np.repeat(x[:, CONTEXT - 1 : CONTEXT], HORIZON + 1, 1) / 255.0 for view, x in
                            jax.device_get(batch.observation).items()}  # fmt: skip
     table = {}
@@ -293,8 +293,7 @@ def shots(runs):
     )
     table = {}
     for guidance in (None, 2.0):
-        condition = {"weather": told} | ({} if guidance is None else {"guidance": jnp.full(EPISODES, guidance)})
-        pictures = dream(run, batch, condition=condition, temperature=1.0)["front"]
+        pictures = dream(run, batch, condition={"weather": told}, guidance=guidance, temperature=1.0)["front"]
         answers, _ = read(pictures)
         jump = np.abs(np.diff(pictures, axis=1)).mean((0, 2, 3, 4))
         table[f"guidance {guidance or 1.0}"] = {

@@ -16,6 +16,8 @@ from jaxwm.data.generate import parameters, simulate
 from jaxwm.worlds import captions
 from jaxwm.worlds.drive import TIMES, WEATHERS
 
+WORLDS = ("drive", "scene")
+"""Those of which something is held out."""
 WEATHER_AT = {("snow", "night"), ("fog", "dusk"), ("rain", "day")}
 """Weather and time of day that no training episode of `drive` has together."""
 ROLLS = {("red", "left"), ("green", "right"), ("blue", "near"), ("yellow", "away")}

@@ -20,6 +20,10 @@ Of `scene`:
     loop         a camera turns away and back: the same view, the same spheres
     trace        paint stays where it was
 
+Of `several`:
+
+    one_for_all  a model of four worlds against a model of each
+
 Figures are read from pictures by a judge that has learned on real ones (`judge.py`); what it reads from the real
 pictures of the same episodes stands beside them.
 """
@@ -32,15 +36,16 @@ import numpy as np
 
 from experiments.record import head, read, write
 from experiments.runs import Runs
-from experiments.simulators import driving, policies, scenes
+from experiments.simulators import driving, episodes, policies, scenes, together
 
 HERE = pathlib.Path(__file__).parent
 RUNS = {
     "drive": ("diffusion_drive.yaml", "data_drive", []),
     "cameras": ("diffusion_cameras.yaml", "data_cameras", []),
     "scene": ("diffusion_scene.yaml", "data_scene", []),
+    **together.table(),
 }
-CLAIMS = {**driving.CLAIMS, **policies.CLAIMS, **scenes.CLAIMS}
+CLAIMS = {**driving.CLAIMS, **policies.CLAIMS, **scenes.CLAIMS, **together.CLAIMS}
 
 
 def main():
@@ -48,12 +53,24 @@ def main():
     parser.add_argument("claim", choices=CLAIMS)
     parser.add_argument("--runs", type=pathlib.Path, required=True, help="for the run folders, outside the work tree")
     arguments = parser.parse_args()
-    runs = Runs(arguments.runs, RUNS)
+    runs = SimulatorRuns(arguments.runs, RUNS)
     result = {"runs": runs.facts, **rounded(CLAIMS[arguments.claim](runs))}
     about = head(f"python experiments/simulators/run.py {arguments.claim}", seed=0)
     path = HERE / "results.json"
     write(path, {**read(path), arguments.claim: {**result, **about}})
     print(json.dumps(result, indent=1))
+
+
+class SimulatorRuns(Runs):
+    """`Runs` that learn from episodes without what is to be kept from them; see `episodes.py`."""
+
+    def __call__(self, name, *overrides, title=None):
+        """See `Runs`."""
+        settings = self.config(name, *overrides).data
+        path = pathlib.Path(settings.path)
+        if settings.generate.world.name in episodes.WORLDS and not path.exists():
+            episodes.write(path, settings.generate)
+        return super().__call__(name, *overrides, title=title)
 
 
 def rounded(values):

@@ -150,10 +150,10 @@ def shots(runs):
     two, sees = answers_of(other), [f"sees_{colour}" for colour in COLOURS]
     table = {}
     for guidance in (1.0, 2.0, 4.0):
-        condition = {"caption": captions, "guidance": jnp.full(EPISODES, guidance)}
-        pictures = dream(run, batch, jnp.zeros((EPISODES, 2 * half, 2)), condition, context=1, temperature=1.0)[
-            "image"
-        ]
+        pictures = dream(
+            run, batch, context=1, actions=jnp.zeros((EPISODES, 2 * half, 2)), condition={"caption": captions},
+            temperature=1.0, guidance=guidance,
+        )["image"]  # fmt: skip
         answers, _ = read(pictures)
         shows = lambda wanted: np.all([answers[name] == wanted[name][:, None] for name in sees], axis=0).mean(0)  # noqa: B023, E731
         table[f"guidance {guidance}"] = {"first caption": shows(one), "second caption": shows(two)}
@@ -254,7 +254,7 @@ def _film(world, actions, keys):
 
 def late(batch, start):
     """The episodes from frame ``start`` on, as if they began there."""
-    cut = jax.tree.map(lambda x: x[:, start:], batch.replace(previous_action=batch.action))
+    cut = batch.cut(start)
     return cut.replace(previous_action=jnp.zeros_like(batch.action[:, 0]), is_first=cut.is_first.at[:, 0].set(True))
 
 

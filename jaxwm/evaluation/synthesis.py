@@ -259,11 +259,7 @@ def _dream(
 ) -> Trajectory:
     """Clips ``[B, length, ...]`` that follow on the first ``context`` frames of ``batch``, as numpy arrays."""
     seen_key, key = jax.random.split(key)
-    before = jnp.asarray(batch.previous_action)
-    first = jax.tree.map(
-        lambda x: jnp.asarray(x)[:, :context], dataclasses.replace(batch, previous_action=batch.action)
-    )
-    first = dataclasses.replace(first, previous_action=before)
+    first = jax.tree.map(jnp.asarray, batch.cut(0, context))
     seen = observe_sequence(run.model, run.variables, seen_key, first, temperature=temperature)
     rows, length = actions.shape[:2]
     controls = {"temperature": jnp.full(rows, temperature)}

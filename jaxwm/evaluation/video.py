@@ -89,10 +89,10 @@ def open_loop(
             f"the trajectory has {length} steps, expected context + horizon = {context} + {horizon} = "
             f"{context + horizon}"
         )
-    trajectory = _first(trajectory, context + horizon)
+    trajectory = trajectory.cut(0, context + horizon)
     observe_key, imagine_key = jax.random.split(key)
     seen = observe_sequence(
-        model, variables, observe_key, _first(trajectory, context), decode=True, temperature=temperature
+        model, variables, observe_key, trajectory.cut(0, context), decode=True, temperature=temperature
     )
     # Entry t of a rollout's condition steers the step to entry t+1, so it begins with that of the first unseen frame.
     condition = {name: value[:, context:] for name, value in trajectory.condition.items()}
@@ -356,14 +356,6 @@ def _averaged(rollouts: Iterable[OpenLoop], samples: int) -> OpenLoop:
         )
     assert result is not None
     return result
-
-
-def _first(trajectory: Trajectory, length: int) -> Trajectory:
-    """The first ``length`` steps."""
-    fields = {field.name: getattr(trajectory, field.name) for field in dataclasses.fields(trajectory)}
-    previous_action = fields.pop("previous_action")
-    steps = jax.tree.map(lambda x: x[:, :length], fields)
-    return Trajectory(previous_action=previous_action, **steps)
 
 
 def _padded(trajectory: Trajectory, size: int) -> Trajectory:
