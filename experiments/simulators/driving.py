@@ -1,8 +1,6 @@
 """The claims about `drive`; see `run.py`."""
 
 import dataclasses
-import functools
-import pickle
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +37,9 @@ def world_of(run):
 
 
 def judge(runs):
-    """``pictures [..., T, H, W, 3] -> (answers, maps)``, the judge of `Judge`; it is taught once for ``--runs``."""
-    path = runs.folder / "judge_drive.pickle"
-    if not path.exists():
-        world = build_world(runs.config("cameras").data.generate.world)
-        path.write_bytes(pickle.dumps(JUDGE.teach(lessons(world), 2500)))
-    return functools.partial(JUDGE, pickle.loads(path.read_bytes()))
+    """``pictures [..., T, H, W, 3] -> (answers, maps)``; see `Judge.taught`."""
+    world = build_world(runs.config("cameras").data.generate.world)
+    return JUDGE.taught(runs.folder / "judge_drive.pickle", lambda: lessons(world))
 
 
 def lessons(world, count=400, rows=32, seed=2):

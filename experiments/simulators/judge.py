@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pickle
 from typing import Any
 
 import jax
@@ -86,6 +87,12 @@ class Judge:
         for _ in range(steps):
             params, state = update(params, state, *next(batches))
         return jax.device_get(params)
+
+    def taught(self, path, lessons, steps=2500):
+        """``pictures -> (answers, maps)``; it learns once from ``lessons()`` and is kept at ``path``."""
+        if not path.exists():
+            path.write_bytes(pickle.dumps(self.teach(lessons(), steps)))
+        return functools.partial(self, pickle.loads(path.read_bytes()))
 
     def _loss(self, params, pictures, truth):
         said, seen = self._network.apply(params, as_pair(pictures))

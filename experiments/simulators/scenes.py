@@ -1,7 +1,6 @@
 """The claims about `scene`; see `run.py`."""
 
 import functools
-import pickle
 
 import jax
 import jax.numpy as jnp
@@ -75,13 +74,9 @@ def answers_of(captions):
 
 
 def judge(runs):
-    """``pictures [..., T, H, W, 3] -> (answers, maps)``, the judge of `Judge`; it is taught once for ``--runs``."""
-    path = runs.folder / "judge_scene.pickle"
-    if not path.exists():
-        path.write_bytes(
-            pickle.dumps(JUDGE.teach(lessons(build_world(runs.config("scene").data.generate.world)), 2500))
-        )
-    return functools.partial(JUDGE, pickle.loads(path.read_bytes()))
+    """``pictures [..., T, H, W, 3] -> (answers, maps)``; see `Judge.taught`."""
+    world = build_world(runs.config("scene").data.generate.world)
+    return JUDGE.taught(runs.folder / "judge_scene.pickle", lambda: lessons(world))
 
 
 def lessons(world, count=1200, length=16, rows=32, seed=2):

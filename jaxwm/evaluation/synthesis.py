@@ -123,41 +123,31 @@ def synthesize(
     needed = context + (length if actions == "data" else 0)
     source = _source(run, split, needed, 10 * _ROWS)
     usable = [i for i, steps in enumerate(source.lengths) if steps >= needed]
-    return _synthesize(run, source, usable, needed, count, length, actions, told, rules, temperature, context, seed)
 
+    # What does not fit is said at once, not where the first episode is asked for.
+    def episodes() -> Iterator[Episode]:
+        rng, kept, tried = np.random.default_rng(seed), 0, 0
+        while kept < count:
+            if tried >= _TRIES * max(count, _ROWS):
+                raise data.DataError(
+                    f"only {kept} of {tried} clips fulfil the rules: ask for less, or for other rules"
+                )
+            chosen = rng.choice(usable, _ROWS)
+            starts = [int(rng.integers(source.lengths[i] - needed + 1)) for i in chosen]
+            batch = dataclasses.replace(source.windows(chosen.tolist(), starts, needed), info={})
+            acts = jnp.asarray(batch.action[:, context - 1 : context - 1 + length])
+            if actions != "data":
+                acts = jnp.asarray(make_actions(actions, run.spec.action, (_ROWS, length), int(rng.integers(2**31))))
+            condition = _conditions(run.spec, batch, context, length, told, actions == "data")
+            key = jax.random.fold_in(jax.random.key(seed), tried)
+            clips = _dream(run, key, batch, acts, condition, context, temperature)
+            tried += _ROWS
+            good = np.all([np.ones(_ROWS, bool), *(rule(clips) for rule in rules)], axis=0)
+            for row in np.flatnonzero(good)[: count - kept]:
+                kept += 1
+                yield Episode.of(jax.tree.map(lambda x, row=row: x[row], clips))
 
-def _synthesize(
-    run: Run,
-    source: runs.Episodes,
-    usable: list[int],
-    needed: int,
-    count: int,
-    length: int,
-    actions: str,
-    told: Mapping[str, np.ndarray | None],
-    rules: tuple[Rule, ...],
-    temperature: float,
-    context: int,
-    seed: int,
-) -> Iterator[Episode]:
-    rng, kept, tried = np.random.default_rng(seed), 0, 0
-    while kept < count:
-        if tried >= _TRIES * max(count, _ROWS):
-            raise data.DataError(f"only {kept} of {tried} clips fulfil the rules: ask for less, or for other rules")
-        chosen = rng.choice(usable, _ROWS)
-        starts = [int(rng.integers(source.lengths[i] - needed + 1)) for i in chosen]
-        batch = dataclasses.replace(source.windows(chosen.tolist(), starts, needed), info={})
-        acts = jnp.asarray(batch.action[:, context - 1 : context - 1 + length])
-        if actions != "data":
-            acts = jnp.asarray(make_actions(actions, run.spec.action, (_ROWS, length), int(rng.integers(2**31))))
-        condition = _conditions(run.spec, batch, context, length, told, actions == "data")
-        key = jax.random.fold_in(jax.random.key(seed), tried)
-        clips = _dream(run, key, batch, acts, condition, context, temperature)
-        tried += _ROWS
-        good = np.all([np.ones(_ROWS, bool), *(rule(clips) for rule in rules)], axis=0)
-        for row in np.flatnonzero(good)[: count - kept]:
-            kept += 1
-            yield Episode.of(jax.tree.map(lambda x, row=row: x[row], clips))
+    return episodes()
 
 
 def synthesize_dataset(
@@ -278,8 +268,9 @@ def _dream(
     last = np.where(ends.any(1), ends.argmax(1), length - 1)
     at = np.arange(length)
     goes_on, flags = at < last[:, None], step_flags(length)
-    reward = np.zeros((rows, length)) if said.reward is None else said.reward[:, 2:]
-    reward = np.pad(reward[:, : length - 1], ((0, 0), (0, 1))) if said.reward is not None else reward
+    reward = np.zeros((rows, length + 1)) if said.reward is None else said.reward
+    # Entry 0 is the last frame that was seen; what is decoded of an entry follows the action before it.
+    reward = np.pad(reward[:, 2:], ((0, 0), (0, 1)))
     done = np.pad(np.asarray(actions)[:, 1:], ((0, 0), (0, 1), (0, 0)))
     silent = {f.name: np.zeros((rows, length, *f.shape), f.dtype) for f in run.spec.condition}
     fields: dict[str, Any] = dict(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import draw_variables
 
 import jaxwm
 from jaxwm.models.diffusion import DiffusionModel, Shortcut, mix
@@ -40,9 +41,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def variables(batch):
-    """None of the parameters is zero, so that what should matter does."""
-    fresh, random = jax.eval_shape(MODEL.init, jax.random.key(0), batch), np.random.default_rng(0)
-    return jax.tree.map(lambda x: (0.3 * random.normal(size=x.shape)).astype(x.dtype), fresh)
+    return draw_variables(MODEL, batch)
 
 
 @pytest.fixture(scope="module")
