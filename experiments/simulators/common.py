@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxwm
 from experiments import dreams
+from experiments.record import picture
 from jaxwm.data.generate import simulate
 
 CONTEXT = 7
@@ -55,3 +58,15 @@ def _sample(model, variables, key, trajectory, known, steps, guidance):
 def psnr(pictures, truth):
     """By frame, of the mean error of ``[B, T, H, W, 3]`` in 0..1."""
     return -10 * np.log10(np.mean(np.square(pictures - truth), axis=(0, 2, 3, 4)))
+
+
+def draw(name, rows, every=1):
+    """Writes ``name``.png: every so many frames of clips ``[T, H, W, 3]``, in bytes or in 0..1, under their titles."""
+    shown = {title: np.asarray(frames)[::every] for title, frames in rows.items()}
+    longest = max(len(frames) for frames in shown.values())
+    figure, axes = plt.subplots(len(rows), 1, figsize=(longest, 1.25 * len(rows)))
+    for axis, (title, frames) in zip(axes, shown.items(), strict=True):
+        axis.imshow(np.concatenate(np.clip(frames / (255.0 if frames.dtype == np.uint8 else 1.0), 0.0, 1.0), axis=1))
+        axis.set_title(title, fontsize=8, loc="left")
+        axis.axis("off")
+    picture(figure, pathlib.Path(__file__).parent / f"{name}.png")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from experiments.simulators.common import CONTEXT, clips, dream, held_out, psnr
+from experiments.simulators.common import CONTEXT, clips, draw, dream, held_out, psnr
 from experiments.simulators.episodes import WEATHER_AT, is_held_out
 from experiments.simulators.judge import Judge
 from jaxwm.config import build_world
@@ -26,8 +26,13 @@ SMALLEST = 9
 # Episodes that no training saw, and the judge of pictures.
 
 
-def episodes(run, count, length, only=None):
-    """``[count, length, ...]``: driving at random and by script, each episode in one weather."""
+def known(episode):
+    """Whether trainings had its weather at its hour."""
+    return not is_held_out("drive", episode)
+
+
+def episodes(run, count, length, only=known):
+    """``[count, length, ...]``: driving at random and by script, each episode in one weather; see `held_out`."""
     return held_out(world_of(run), count, length, "random+keep_lane", only=only)
 
 
@@ -64,13 +69,16 @@ def lessons(world, count=400, rows=32, seed=2):
 
 
 def pose(runs):
-    run = runs("drive")
-    read, batch = judge(runs), episodes(run, EPISODES, CONTEXT + HORIZON + 1)
+    run, length = runs("drive"), CONTEXT + HORIZON + 1
+    read, batch = judge(runs), episodes(run, EPISODES, length)
+    strange = episodes(run, EPISODES, length, only=lambda episode: not known(episode))
     truth = {view: np.asarray(x)[:, CONTEXT:] / 255.0 for view, x in batch.observation.items()}
     others = jnp.roll(batch.action[:, CONTEXT - 1 : -1], 1, axis=0)
     found = {"true actions": dream(run, batch), "shuffled": dream(run, batch, actions=others), "real pictures": truth}
     found["last frame"] = {view: np.repeat(x[:, CONTEXT - 1 : CONTEXT], HORIZON + 1, 1) / 255.0 for view, x in
                            jax.device_get(batch.observation).items()}  # fmt: skip
+    rows = ("real pictures", "true actions", "shuffled")
+    draw("pose", {f"{name}, episode {i}": found[name]["front"][i, :HORIZON] for i in (0, 1) for name in rows}, every=2)
     table = {}
     for name, pictures in found.items():
         answers, _ = read(pictures["front"])
@@ -81,19 +89,21 @@ def pose(runs):
         if name != "real pictures":
             table[name] |= {f"psnr_{view}": psnr(x, truth[view]) for view, x in pictures.items()}
     gap = {view: table["true actions"][f"psnr_{view}"] - table["shuffled"][f"psnr_{view}"] for view in truth}
-    return {"episodes": EPISODES, "units": "m, rad, m/s; by frame", "scores": table, "gap": gap}
+    there = np.asarray(strange.observation["front"])[:, CONTEXT:] / 255.0
+    return {"episodes": EPISODES, "units": "m, rad, m/s; by frame", "scores": table, "gap": gap,
+            "psnr in weathers never together": psnr(dream(run, strange)["front"], there)}  # fmt: skip
 
 
 def boxes(runs):
     run = runs("cameras")
     read, batch = judge(runs), episodes(run, 2 * EPISODES, LENGTH)
     told = {name: batch.condition[name] for name in ("boxes", "weather")}
-    table = {"real pictures": located(read, batch, jax.device_get(batch.observation))}
+    found = {"real pictures": jax.device_get(batch.observation)}
     for guidance in (None, 2.0):
-        table[f"told boxes and weather, guidance {guidance or 1.0}"] = located(
-            read, batch, clips(run, batch, told, guidance=guidance)
-        )
-    table["told weather alone"] = located(read, batch, clips(run, batch, {"weather": told["weather"]}))
+        found[f"told boxes and weather, guidance {guidance or 1.0}"] = clips(run, batch, told, guidance=guidance)
+    found["told weather alone"] = clips(run, batch, {"weather": told["weather"]})
+    table = {name: located(read, batch, pictures) for name, pictures in found.items()}
+    draw("boxes", {f"{name}, {view}": x[view][0] for name, x in found.items() for view in ("front", "left")})
     cut_in = np.asarray(batch.info["cut_in"]).any((1, 2))
     return {"clips": len(batch.reward), "frames": LENGTH, "clips with a cut-in": int(cut_in.sum()), "scores": table}
 
@@ -157,7 +167,7 @@ def weather(runs):
     table, right = {}, {"known": [], "never together": []}
     for number, name in enumerate(drive.WEATHERS):
         for hour, time in enumerate(drive.TIMES):
-            told = jnp.zeros((24, LENGTH, 7)).at[..., number].set(1.0).at[..., 4 + hour].set(1.0)
+            told = told_weather(np.full(24, number), np.full(24, hour), LENGTH)
             answers, _ = read(clips(run, batch, {"weather": told})["front"])
             hits = np.stack([answers["weather"] == number, answers["time"] == hour])
             table[f"{name}, {time}"] = {"weather": hits[0].mean(), "time": hits[1].mean()}
@@ -168,6 +178,12 @@ def weather(runs):
         "clips": 24, "frames": LENGTH, "scores": table, "both right": {k: np.mean(v) for k, v in right.items()},
         "both right in real pictures": np.all(hits, axis=0).mean(),
     }  # fmt: skip
+
+
+def told_weather(weathers, hours, length):
+    """The condition ``[B, length, 7]`` of weathers and hours ``[B]``, or ``[B, length]`` where they change."""
+    both = [np.broadcast_to(np.reshape(x, (len(x), -1)), (len(x), length)) for x in (weathers, hours)]
+    return jnp.concatenate([jax.nn.one_hot(both[0], 4), jax.nn.one_hot(both[1], 3)], axis=-1)
 
 
 def cameras(runs):
@@ -216,6 +232,7 @@ def maps(runs):
     found = {"told maps and weather": clips(run, batch, told), "told weather alone": clips(run, batch, weather),
              "real pictures": batch.observation}  # fmt: skip
     wanted = np.asarray(batch.condition["segmentation"])[:, :-1]
+    draw("maps", {f"{name}, {view}": x[view][0] for name, x in found.items() for view in ("front", "left")})
     table = {}
     for name, pictures in found.items():
         seen = np.stack([read(np.asarray(pictures[view]))[1] for view in ("front", "left")], axis=-1)
@@ -243,29 +260,41 @@ def same_places(seen, wanted):
 def edit(runs):
     """Every clip is given the next weather of the list, at the same hour."""
     run = runs("drive")
-    allowed = lambda e: not is_held_out("drive", e)  # noqa: E731
-    read, batch = judge(runs), episodes(run, EPISODES, LENGTH, only=allowed)
+    read, batch = judge(runs), episodes(run, EPISODES, LENGTH)
     _, layout = read(np.asarray(batch.observation["front"]))
     old = np.asarray(batch.info["weather"])[:, 0]
     hours = np.asarray(batch.info["time"])[:, 0]
     new = np.array([next_weather(w, t) for w, t in zip(old, hours, strict=True)])
-    told = jnp.zeros((EPISODES, LENGTH, 7)).at[np.arange(EPISODES), :, new].set(1.0)
-    told = told.at[np.arange(EPISODES), :, 4 + hours].set(1.0)
-    table = {}
+    really = jnp.broadcast_to(jnp.asarray(new)[:, None], batch.info["weather"].shape)
+    told, table = told_weather(new, hours, LENGTH), {}
+    _, seen = read(rendered(world_of(run), {**batch.info, "weather": really}))
+    table["real pictures of the same in the other weather"] = {"flipped": 1.0, "layout_iou": same_layout(seen, layout)}
+    rows = {"real": np.asarray(batch.observation["front"])[0]}
     for level in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
         for guidance in (None, 2.0):
             kept = {field.name: jnp.full(batch.reward.shape, level) for field in run.spec.images}
             made = clips(run, batch, {"weather": told}, known=kept, guidance=guidance)
             after, seen = read(made["front"])
-            # Weather hides what is far: the judge's own reading of both pictures is what is compared.
+            rows |= {f"{level} of it kept": made["front"][0]} if guidance else {}
             table[f"level {level}, guidance {guidance or 1.0}"] = {
-                "flipped": (after["weather"] == new[:, None]).mean(),
-                "layout_iou": np.mean([
-                    ((seen == k) & (layout == k)).sum() / ((seen == k) | (layout == k)).sum()
-                    for k in (drive.GROUND, drive.SKY, drive.GRASS)
-                ]),
+                "flipped": (after["weather"] == new[:, None]).mean(), "layout_iou": same_layout(seen, layout)
             }  # fmt: skip
+    draw("edit", rows)
     return {"clips": EPISODES, "frames": LENGTH, "scores": table}
+
+
+def same_layout(left, right):
+    """Mean intersection over union of road, sky and grass of two maps."""
+    kinds = (drive.GROUND, drive.SKY, drive.GRASS)
+    return np.mean([((left == k) & (right == k)).sum() / ((left == k) | (right == k)).sum() for k in kinds])
+
+
+def rendered(world, info):
+    """Front pictures ``[B, T, H, W, 3]`` of the states ``[B, T]`` that ``info`` tells of."""
+    states = drive.DriveState(**{f.name: jnp.asarray(info[f.name]) for f in dataclasses.fields(drive.DriveState)})
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+    pictures = jax.jit(lambda states: jax.lax.map(lambda s: world.look(s, "front").image, states))(flat)
+    return np.asarray(pictures).reshape(*states.weather.shape, world.size, world.size, 3)
 
 
 def next_weather(weather, hour):
@@ -277,19 +306,17 @@ def next_weather(weather, hour):
 def shots(runs):
     """Dreams of 16 frames, told the weather of their context for 8 of them and then another one."""
     run, half = runs("drive"), 8
-    allowed = lambda e: not is_held_out("drive", e)  # noqa: E731
     read = judge(runs)
-    batch = episodes(run, EPISODES, CONTEXT + 2 * half + 1, only=allowed)
+    batch = episodes(run, EPISODES, CONTEXT + 2 * half + 1)
     old, hours = (np.asarray(batch.info[name])[:, 0] for name in ("weather", "time"))
     new = np.array([next_weather(w, t) for w, t in zip(old, hours, strict=True)])
     names = np.where(np.arange(2 * half + 1) < half, old[:, None], new[:, None])
-    told = jnp.concatenate(
-        [jax.nn.one_hot(names, 4), jax.nn.one_hot(np.repeat(hours[:, None], 2 * half + 1, 1), 3)], -1
-    )
-    table = {}
+    told, table = told_weather(names, hours, 2 * half + 1), {}
     for guidance in (None, 2.0):
         pictures = dream(run, batch, condition={"weather": told}, guidance=guidance, temperature=1.0)["front"]
         answers, _ = read(pictures)
+        if guidance is None:
+            draw("shots", {f"dream {row}": pictures[row] for row in range(4)})
         jump = np.abs(np.diff(pictures, axis=1)).mean((0, 2, 3, 4))
         table[f"guidance {guidance or 1.0}"] = {
             "old": (answers["weather"] == old[:, None]).mean(0),

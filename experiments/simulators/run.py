@@ -12,6 +12,9 @@ Claims train what they need in folders of ``--runs``, and go on where a training
     edit      other weather over the same road, by how much noise is put on the clip
     shots     weather that switches in the middle of a dream
     policy    an actor that learns in the simulator against one that learns in the real world
+    requests  a car that cuts in, a walker that crosses, both in fog, as boxes and weather ask for
+    rare      labels of clear days alone, and the same clips made again in other weathers
+    doubt     whether dreams differ more under actions that no training had
 
 Of `scene`:
 
@@ -36,7 +39,7 @@ import numpy as np
 
 from experiments.record import head, read, write
 from experiments.runs import Runs
-from experiments.simulators import driving, episodes, policies, scenes, together
+from experiments.simulators import driving, episodes, policies, scenes, together, uses
 
 HERE = pathlib.Path(__file__).parent
 RUNS = {
@@ -45,7 +48,7 @@ RUNS = {
     "scene": ("diffusion_scene.yaml", "data_scene", []),
     **together.table(),
 }
-CLAIMS = {**driving.CLAIMS, **policies.CLAIMS, **scenes.CLAIMS, **together.CLAIMS}
+CLAIMS = {**driving.CLAIMS, **policies.CLAIMS, **uses.CLAIMS, **scenes.CLAIMS, **together.CLAIMS}
 
 
 def main():

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxwm
-from experiments.simulators.common import clips, dream, held_out, psnr
+from experiments.simulators.common import clips, draw, dream, held_out, psnr
 from experiments.simulators.episodes import ROLLS, TOGETHER, scene_words
 from experiments.simulators.judge import Judge
 from jaxwm.config import build_world
 from jaxwm.data.generate import simulate
-from jaxwm.worlds import scene
+from jaxwm.worlds import captions, scene
 
 LENGTH, EPISODES = 8, 64
 COLOURS, WAYS = tuple(scene.COLOURS), ("left", "right", "away", "near")
@@ -98,13 +98,15 @@ def text(runs):
     """Clips from nothing, told only a caption that stays the same; the camera stands still."""
     run = runs("scene")
     read, world = judge(runs), world_of(run)
-    table = {}
+    table, rows = {}, {}
     for name, wanted in (("known combinations", False), ("never together", True)):
         batch = held_out(world, 2 * EPISODES, LENGTH, "stand_still", only=functools.partial(_says, held=wanted))
         for guidance in (None, 2.0, 4.0):
             made = clips(run, batch, {"caption": batch.condition["caption"]}, guidance=guidance)["image"]
+            rows |= {captions.decode(batch.condition["caption"][i, 0]): made[i] for i in range(3)} if guidance else {}
             table[f"{name}, guidance {guidance or 1.0}"] = attributes(read, made, batch)
         table[f"{name}, real pictures"] = attributes(read, np.asarray(batch.observation["image"]), batch)
+    draw("text", rows)
     return {"clips": 2 * EPISODES, "frames": LENGTH, "scores": table}
 
 
@@ -177,8 +179,9 @@ def loop(runs):
         "last frame": np.repeat(last[:, None], real.shape[1] - context, 1),
     }  # fmt: skip
     truth, maps = real[:, context:], truth_maps(world, batch.info)[:, context:]
+    draw("loop", {"real": truth[0], **{name: pictures[0] for name, pictures in found.items()}})
     before = truth_maps(world, batch.info)[:, context - 1]
-    still = np.asarray(batch.info["colour"])[:, 1:]
+    still = np.asarray(batch.info["colour"])[:, 0, 1:]
     table = {"real pictures": {"spheres_back": kept(read(truth)[1][:, back], maps[:, back], before, still)}}
     for name, pictures in found.items():
         table[name] = {
@@ -209,6 +212,7 @@ def trace(runs):
     maps = truth_maps(world, batch.info)
     made = {"dreams": dream(run, batch, context=context)["image"],
             "real pictures": np.asarray(batch.observation["image"])[:, context:] / 255.0}  # fmt: skip
+    draw("trace", {f"{name}, {row}": pictures[row] for row in (0, 1, 2) for name, pictures in made.items()})
     old = (maps[:, context - 1 : context] == PAINT) & (maps[:, context:-1] == PAINT)
     counted = (old.sum((2, 3)) >= SMALLEST).all(1)
     table = {}
